@@ -1,0 +1,1 @@
+"""How the policy is executed: one module an engine, one table of names."""

@@ -1,0 +1,1 @@
+"""Clients of the public API: parity, rollouts, benchmarks, the command line."""

@@ -1,0 +1,1 @@
+"""Simulated robots and their cameras; imports `types` alone."""

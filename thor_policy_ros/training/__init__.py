@@ -1,0 +1,1 @@
+"""The recipe of the demo checkpoint: expert data, flow matching, export."""

@@ -1,0 +1,217 @@
+"""The vocabulary of the package: frozen dataclasses and protocols, NumPy only.
+
+Tensor letters: B batch, V cameras, P prefix tokens, L prompt tokens, H horizon,
+A action dimensions, S state dimensions, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+I32 = npt.NDArray[np.int32]
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot saw at one time, in robot units.
+
+    images: camera slot -> u8[H,W,3], RGB. A slot that is absent is a missing camera.
+    state: f32[S], in the order of the checkpoint's norm statistics.
+    stamp_s: time of the oldest input, in the clock of the caller.
+    """
+
+    images: Mapping[str, U8]
+    state: F32
+    prompt: str
+    stamp_s: float
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """One observation as the model takes it (no batch axis).
+
+    images: f32[V,3,S,S] in [-1,1]; image_mask: bool[V], false where a camera is missing;
+    tokens: i32[L], right-padded with 0; token_mask: bool[L].
+    """
+
+    images: F32
+    image_mask: Bool
+    tokens: I32
+    token_mask: Bool
+
+
+@dataclass(frozen=True)
+class PrefixKV:
+    """Keys and values of the prefix: a view into buffers that the backend owns.
+
+    Valid until the backend's next `prefill` into the same slot; `denoise` refuses
+    a stale `generation` with `StalePrefixError`.
+
+    keys, values: [layers,1,kv_heads,P,D] on the backend's device, RoPE already in keys.
+    pad_mask: bool[1,P] on the backend's device.
+    observed_at_s: `stamp_s` of the observation it was made from.
+    """
+
+    keys: Any
+    values: Any
+    pad_mask: Any
+    observed_at_s: float
+    generation: int
+
+
+@dataclass(frozen=True)
+class FrameTiming:
+    """Where one frame's time went, in ms; a stage that did not run is 0.
+
+    `prefix_age_ms` is the age of the prefix when denoising began, on the caller's clock.
+    """
+
+    preprocess_ms: float = 0.0
+    vision_ms: float = 0.0
+    prefill_ms: float = 0.0
+    denoise_ms: float = 0.0
+    postprocess_ms: float = 0.0
+    total_ms: float = 0.0
+    prefix_age_ms: float = 0.0
+    missed_ticks: int = 0
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """A trajectory of commands: `actions[k]` is the command for `observed_at_s + k * dt_s`.
+
+    actions: f32[H,A], absolute, robot units. Between two rows a command is interpolated.
+    observed_at_s: time of the observation the *prefix* was made from.
+    """
+
+    actions: F32
+    dt_s: float
+    observed_at_s: float
+    prefix_reused: bool = False
+    timing: FrameTiming | None = None
+
+    @property
+    def horizon(self) -> int:
+        return int(self.actions.shape[0])
+
+    @property
+    def ends_at_s(self) -> float:
+        """Time of the last command."""
+        return self.observed_at_s + (self.horizon - 1) * self.dt_s
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The outcome of one policy step: a chunk, or the reason why there is none.
+
+    decision: 'refill: REASON' or 'reuse', or '' when nothing was computed.
+    refused: why no chunk may be used ('' when there is one).
+    notes: facts for whoever logs; the core itself never logs.
+    """
+
+    chunk: ActionChunk | None
+    timing: FrameTiming
+    decision: str = ""
+    refused: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """One row of the registry: a point on engine x mlp x scale x reuse x pipelined.
+
+    reuse_every: refill the prefix every N ticks; 1 is no reuse.
+    """
+
+    name: str
+    engine: str
+    mlp: str = "bf16"
+    fp8_scale: str = ""
+    reuse_every: int = 1
+    pipelined: bool = False
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How an engine compares with the float32 reference on the same inputs and noise."""
+
+    ok: bool
+    cosine: float
+    max_abs_error: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class JointLimits:
+    """Bounds of the commanded joints, f32[A] each, robot units (rad, m; per s, per s^2).
+
+    `inf` means no bound; `velocity` and `acceleration` inf suit a gripper or a suction valve.
+    """
+
+    lower: F32
+    upper: F32
+    velocity: F32
+    acceleration: F32
+
+    def __post_init__(self) -> None:
+        shapes = {k: getattr(self, k).shape for k in ("lower", "upper", "velocity", "acceleration")}
+        if len(set(shapes.values())) != 1 or self.lower.ndim != 1:
+            raise ValueError(f"joint limits want four vectors of one length; got shapes {shapes}")
+        for name in ("lower", "upper", "velocity", "acceleration"):
+            if np.isnan(getattr(self, name)).any():
+                raise ValueError(f"joint limit {name!r} holds NaN; use inf for 'no bound'")
+        if (self.lower > self.upper).any():
+            raise ValueError(f"joint limits: lower {self.lower} exceeds upper {self.upper}")
+        if (self.velocity <= 0).any() or (self.acceleration <= 0).any():
+            raise ValueError("joint limits: velocity and acceleration must be positive")
+
+
+class StalePrefixError(RuntimeError):
+    """A prefix was used after its buffers were filled again."""
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend cannot run here; the message says exactly what is missing."""
+
+
+class Backend(Protocol):
+    """An engine that runs the model. One thread loads, calls and closes it."""
+
+    spec: BackendSpec
+
+    def warmup(self) -> None:
+        """Compile, capture, allocate: may take minutes."""
+        ...
+
+    def prefill(self, inputs: ModelInputs, observed_at_s: float) -> PrefixKV:
+        """Encode images and prompt. The result is valid until the next call."""
+        ...
+
+    def denoise(self, prefix: PrefixKV, noise: F32, num_steps: int) -> F32:
+        """Integrate the flow from `noise`, f32[H,32], to normalised actions, f32[H,32]."""
+        ...
+
+    def stage_times_ms(self) -> Mapping[str, float]:
+        """Time of the last 'vision', 'prefill' and 'denoise'; may wait for the device."""
+        ...
+
+    def close(self) -> None:
+        """Free the device's memory; the backend is unusable afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class JointState:
+    """Measured joints of the robot: names and f32[J] positions at `stamp_s`."""
+
+    names: tuple[str, ...]
+    positions: F32
+    stamp_s: float = field(default=0.0)
