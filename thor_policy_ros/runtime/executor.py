@@ -1,0 +1,353 @@
+"""From action chunks to the one command for now, whatever chunks and clock do.
+
+Time. `actions[k]` is the command for `observed_at_s + k * dt_s`, so a chunk that comes late is
+joined where it should be by now. Limits are kept per control tick: every call of `command` is
+one tick of `control_dt_s`, however much time the caller's clock says has passed. After a leap
+forward the motion catches up with the chunk within the limits, or stops if the chunk has run
+out. A clock that goes back by up to `CLOCK_TOLERANCE_S` stands still; by more, and the chunk
+belongs to another time: the robot decelerates to rest and waits for a new one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from thor_policy_ros.runtime.limiter import F64, JointLimiter
+from thor_policy_ros.runtime.trajectory import Crossfade, Trajectory, constant
+from thor_policy_ros.types import ActionChunk, JointLimits
+
+CommandState = Literal["waiting", "tracking", "holding", "stopped"]
+
+# A smaller step back is a clock being disciplined; a larger one is another clock (a simulation
+# that restarted, a bag played again).
+CLOCK_TOLERANCE_S = 0.1
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to send to the joints now.
+
+    positions: f64[A] in the executor's joint order, robot units, or None while 'waiting'.
+        float64, since rounding to float32 reads as 1e-2 rad/s^2 at 100 Hz.
+    velocities: f64[A] per second, of the step that leads to `positions`.
+    reason: why the state is not 'tracking', else ''.
+    """
+
+    positions: F64 | None
+    velocities: F64 | None
+    state: CommandState
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ExecutorStats:
+    """Counters since the start or the last reset.
+
+    clamped_*: ticks in which that limit changed the command of at least one joint.
+    """
+
+    ticks: int = 0
+    accepted: int = 0
+    refused: int = 0
+    clock_jumps: int = 0
+    clamped_position: int = 0
+    clamped_velocity: int = 0
+    clamped_acceleration: int = 0
+    last_refusal: str = ""
+
+
+_COUNTERS = tuple(f.name for f in fields(ExecutorStats) if f.name != "last_refusal")
+
+
+class ChunkExecutor:
+    """Consumes chunks at any rate, gives one limited command a tick. One thread owns it.
+
+    limits: f32[A], in the order of `joint_names`. Joints whose velocity and acceleration are
+        inf follow the (crossfaded) chunk directly.
+    crossfade_s: fade from the trajectory before to a new chunk's; 0 switches at once.
+    hold_timeout_s: how long the last row is held before the robot is stopped.
+    max_chunk_age_s: no command is executed later than this after its observation.
+    max_future_s: how far ahead of `now_s` a chunk's observation may be (clocks differ).
+    start_tolerance: how far outside its limits, in robot units, a joint may be measured at the
+        start; it is then commanded to the limit. Beyond, the executor does not start.
+    """
+
+    def __init__(
+        self,
+        joint_names: Sequence[str],
+        limits: JointLimits,
+        control_dt_s: float = 0.01,
+        crossfade_s: float = 0.1,
+        hold_timeout_s: float = 0.5,
+        max_chunk_age_s: float = 1.0,
+        max_future_s: float = 0.05,
+        start_tolerance: float = 0.05,
+    ) -> None:
+        self.joint_names = tuple(joint_names)
+        if not self.joint_names or len(set(self.joint_names)) != len(self.joint_names):
+            raise ValueError(f"executor wants joint names, each once; got {self.joint_names}")
+        if limits.lower.shape != (len(self.joint_names),):
+            raise ValueError(
+                f"executor wants limits of {len(self.joint_names)} joints, one per name; "
+                f"got {limits.lower.shape[0]}"
+            )
+        _require_positive(control_dt_s=control_dt_s, max_chunk_age_s=max_chunk_age_s)
+        _require_not_negative(
+            crossfade_s=crossfade_s,
+            hold_timeout_s=hold_timeout_s,
+            max_future_s=max_future_s,
+            start_tolerance=start_tolerance,
+        )
+        self.crossfade_s = crossfade_s
+        self.hold_timeout_s = hold_timeout_s
+        self.max_chunk_age_s = max_chunk_age_s
+        self.max_future_s = max_future_s
+        self.start_tolerance = start_tolerance
+        self._limits = limits
+        self._limiter = JointLimiter(limits, control_dt_s)
+        self.reset()
+
+    @property
+    def stats(self) -> ExecutorStats:
+        return ExecutorStats(**self._counts, last_refusal=self._last_refusal)
+
+    def reset(self) -> None:
+        """Forget everything; the next start is from a newly measured position."""
+        self._counts = dict.fromkeys(_COUNTERS, 0)
+        self._last_refusal = ""
+        self._now_s = -math.inf
+        self._ticked_at_s = -math.inf
+        self._started = False
+        self._measured: F64 | None = None
+        self._measured_at_s = -math.inf
+        self._pending: Trajectory | None = None
+        self._plan: Crossfade | None = None
+        self._reference: F64 = np.zeros(len(self.joint_names))
+        self._observed_at_s = -math.inf
+        self._stop_reason = ""
+
+    def set_measured(self, positions: npt.ArrayLike, now_s: float) -> str:
+        """Where the joints are, in the executor's order; used by the first command.
+
+        Returns '' or why the measurement is refused.
+        """
+        self._advance_clock(now_s)
+        measured = np.array(positions, dtype=np.float64)
+        if measured.shape != (len(self.joint_names),):
+            return (
+                f"measured positions want shape ({len(self.joint_names)},), "
+                f"got {measured.shape}; order them by joint_names"
+            )
+        if not np.isfinite(measured).all():
+            bad = [n for n, x in zip(self.joint_names, measured, strict=True) if not np.isfinite(x)]
+            return f"measured positions of {bad} are not finite; check the joint state's source"
+        self._measured = measured
+        self._measured_at_s = now_s
+        return ""
+
+    def accept(
+        self,
+        chunk: ActionChunk,
+        joint_names: Sequence[str],
+        now_s: float,
+        allow_older: bool = False,
+    ) -> str:
+        """Follow `chunk` from now on; returns '' or why it is refused.
+
+        joint_names: of the chunk's columns; any order, the same joints as the executor's.
+        allow_older: take a chunk whose observation is older than the current chunk's.
+        A refused chunk changes nothing but the counters.
+        """
+        self._advance_clock(now_s)
+        reason = self._form_refusal(chunk, tuple(joint_names)) or self._time_refusal(
+            chunk, allow_older
+        )
+        if reason:
+            self._counts["refused"] += 1
+            self._last_refusal = reason
+            return reason
+        self._counts["accepted"] += 1
+        self._observed_at_s = chunk.observed_at_s
+        self._follow(self._trajectory(chunk, joint_names), self._now_s)
+        return ""
+
+    def command(self, now_s: float) -> Command:
+        """The command of this tick; to be called once every `control_dt_s`."""
+        self._advance_clock(now_s)
+        now_s = self._now_s
+        self._counts["ticks"] += 1
+        if not self._started:
+            reason = self._start(now_s)
+            if reason:
+                return Command(None, None, "waiting", reason)
+        state, reason = self._state(now_s)
+        if state == "stopped":
+            self._stop(reason)
+            self._limiter.brake()
+        else:
+            self._track(now_s)
+        self._ticked_at_s = now_s
+        return Command(self._limiter.positions, self._limiter.velocities, state, reason)
+
+    def _form_refusal(self, chunk: ActionChunk, joint_names: tuple[str, ...]) -> str:
+        """Why the chunk cannot be a trajectory of these joints, or ''."""
+        missing = [n for n in self.joint_names if n not in joint_names]
+        if missing:
+            return f"chunk lacks the joints {missing}; it has {list(joint_names)}"
+        if len(joint_names) != len(self.joint_names):
+            return (
+                f"chunk wants the joints {list(self.joint_names)}, each once; "
+                f"got {list(joint_names)}"
+            )
+        wanted = (len(joint_names),)
+        if chunk.actions.ndim != 2 or chunk.actions.shape[1:] != wanted:
+            return f"chunk wants actions [H,{wanted[0]}], got {list(chunk.actions.shape)}"
+        if chunk.horizon < 2:
+            return f"chunk wants at least 2 rows, got {chunk.horizon}; raise the policy's horizon"
+        if not (math.isfinite(chunk.dt_s) and chunk.dt_s > 0):
+            return f"chunk wants a positive dt in s, got {chunk.dt_s}"
+        finite = np.isfinite(chunk.actions)
+        if not finite.all():
+            row, column = (int(i[0]) for i in np.nonzero(~finite))
+            return (
+                f"chunk row {row}, joint {joint_names[column]!r} is "
+                f"{chunk.actions[row, column]}; check the policy"
+            )
+        return ""
+
+    def _time_refusal(self, chunk: ActionChunk, allow_older: bool) -> str:
+        """Why the chunk does not belong to now, or ''."""
+        age_s = self._now_s - chunk.observed_at_s
+        if not math.isfinite(age_s):
+            return f"chunk wants a finite observed_at in s, got {chunk.observed_at_s}"
+        if age_s < -self.max_future_s:
+            return (
+                f"chunk was observed {-age_s:.3f} s in the future (at most "
+                f"{self.max_future_s:g} s); compare the clocks"
+            )
+        if age_s > self.max_chunk_age_s:
+            return (
+                f"chunk was observed {age_s:.3f} s ago (at most {self.max_chunk_age_s:g} s); "
+                "make the policy faster or raise max_chunk_age_s"
+            )
+        if chunk.ends_at_s <= self._now_s:
+            return (
+                f"chunk ran out {self._now_s - chunk.ends_at_s:.3f} s ago: its {chunk.horizon} "
+                f"rows of {chunk.dt_s:g} s are shorter than the delay of {age_s:.3f} s"
+            )
+        older_s = self._observed_at_s - chunk.observed_at_s
+        if older_s > 0 and not allow_older:
+            return f"chunk was observed {older_s:.3f} s before the current one; out of order"
+        return ""
+
+    def _trajectory(self, chunk: ActionChunk, joint_names: Sequence[str]) -> Trajectory:
+        columns = [list(joint_names).index(name) for name in self.joint_names]
+        return Trajectory(
+            rows=chunk.actions[:, columns].astype(np.float64),
+            starts_at_s=chunk.observed_at_s,
+            dt_s=chunk.dt_s,
+            ends_at_s=min(chunk.ends_at_s, chunk.observed_at_s + self.max_chunk_age_s),
+        )
+
+    def _advance_clock(self, now_s: float) -> None:
+        if not math.isfinite(now_s):
+            raise ValueError(f"executor wants a finite time in s, got {now_s}")
+        back_s = self._now_s - now_s
+        if back_s <= CLOCK_TOLERANCE_S:
+            self._now_s = max(self._now_s, now_s)
+            return
+        self._counts["clock_jumps"] += 1
+        self._now_s = now_s
+        self._ticked_at_s = now_s
+        self._observed_at_s = -math.inf
+        self._measured = None
+        self._pending = None
+        self._stop(f"the clock went back by {back_s:.3f} s; waiting for a chunk of the new time")
+
+    def _start(self, now_s: float) -> str:
+        """Begin at the measured position; returns '' or what is missing."""
+        if self._measured is None:
+            return "the joints have not been measured; check the joint state topic"
+        if self._pending is None or self._pending.ends_at_s < now_s:
+            return "no valid chunk has come; check the policy"
+        age_s = now_s - self._measured_at_s
+        if age_s > self.max_chunk_age_s:
+            return f"the measured joints are {age_s:.3f} s old; check the joint state topic"
+        outside = self._outside_limits(self._measured)
+        if outside:
+            return outside
+        self._limiter.start(self._measured)
+        self._started = True
+        self._follow(self._pending, now_s)
+        self._pending = None
+        return ""
+
+    def _outside_limits(self, measured: F64) -> str:
+        outside = np.abs(self._limiter.clip(measured) - measured)
+        outside[np.isinf(self._limits.velocity)] = 0.0
+        worst = int(outside.argmax())
+        if outside[worst] <= self.start_tolerance:
+            return ""
+        return (
+            f"joint {self.joint_names[worst]!r} measured at {measured[worst]:.4f}, outside its "
+            f"limits [{self._limits.lower[worst]:.4f}, {self._limits.upper[worst]:.4f}]; "
+            "move it inside or correct the limits"
+        )
+
+    def _follow(self, trajectory: Trajectory, now_s: float) -> None:
+        if not self._started:
+            self._pending = trajectory
+            return
+        if self._plan is None:
+            self._plan = Crossfade(constant(self._limiter.positions), self.crossfade_s)
+            self._reference = self._limiter.positions
+        self._plan.add(trajectory, now_s)
+        if self.crossfade_s == 0.0:
+            self._reference = self._limiter.clip(trajectory.sample(self._ticked_at_s))
+
+    def _state(self, now_s: float) -> tuple[CommandState, str]:
+        if self._plan is None:
+            return "stopped", self._stop_reason
+        past_s = now_s - self._plan.newest.ends_at_s
+        if past_s <= 0.0:
+            return "tracking", ""
+        if past_s <= self.hold_timeout_s:
+            return "holding", "the chunk has run out; holding its last command"
+        return "stopped", (
+            f"no chunk came within hold_timeout_s = {self.hold_timeout_s:g} s "
+            "after the last one ran out"
+        )
+
+    def _track(self, now_s: float) -> None:
+        assert self._plan is not None
+        self._plan.forget_covered(now_s)
+        wanted = self._plan.sample(now_s)
+        reference = self._limiter.clip(wanted)
+        done = self._limiter.follow(self._reference, reference)
+        self._reference = reference
+        outside = bool((wanted != reference).any())
+        self._counts["clamped_position"] += done.position or outside
+        self._counts["clamped_velocity"] += done.velocity
+        self._counts["clamped_acceleration"] += done.acceleration
+
+    def _stop(self, reason: str) -> None:
+        self._plan = None
+        self._stop_reason = reason
+
+
+def _require_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"executor wants {name} positive and finite, got {value}")
+
+
+def _require_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"executor wants {name} at least 0 and finite, got {value}")
