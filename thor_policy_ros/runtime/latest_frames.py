@@ -21,6 +21,9 @@ PROMPT = "prompt"
 CLOCK_TOLERANCE_S = 0.05
 
 
+_NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
+
+
 @dataclass(frozen=True)
 class NotReady:
     """Why there is no observation: one reason per input at fault, each naming it."""
@@ -30,10 +33,26 @@ class NotReady:
 
 @dataclass
 class _Camera:
-    image: U8 | None = None
+    image: U8
     stamp_s: float = -math.inf
-    read: bool = True
+    unread: bool = False
     drops: int = 0
+
+    def put(self, image: U8, stamp_s: float) -> None:
+        self.drops += self.unread
+        self.image, self.stamp_s, self.unread = image, stamp_s, True
+
+    def read(self) -> U8:
+        self.unread = False
+        return self.image
+
+
+@dataclass
+class _Inputs:
+    cameras: dict[str, _Camera]
+    state: F32
+    state_stamp_s: float = -math.inf
+    prompt: str | None = None
 
 
 class LatestFrames:
@@ -56,7 +75,7 @@ class LatestFrames:
         self._lock = threading.Lock()
         self._max_age_s = _positive("max_age_s", max_age_s)
         self._max_skew_s = _positive("max_skew_s", max_skew_s)
-        self._clear()
+        self._held = self._nothing()
 
     @property
     def max_age_s(self) -> float:
@@ -78,12 +97,12 @@ class LatestFrames:
     def drops(self) -> dict[str, int]:
         """Per slot: images that a newer one replaced, or that came late, before any was read."""
         with self._lock:
-            return {slot: camera.drops for slot, camera in self._cameras.items()}
+            return {slot: camera.drops for slot, camera in self._held.cameras.items()}
 
     def reset(self) -> None:
         """Forget inputs, prompt and counters."""
         with self._lock:
-            self._clear()
+            self._held = self._nothing()
 
     def put_image(self, slot: str, image: U8, stamp_s: float) -> None:
         """Keep `image`, u8[H,W,3] RGB, without copying it: it must not be written to afterwards.
@@ -99,12 +118,11 @@ class LatestFrames:
         held = image.view()
         held.flags.writeable = False
         with self._lock:
-            camera = self._cameras[slot]
+            camera = self._held.cameras[slot]
             if self._is_late(stamp_s, camera.stamp_s):
                 camera.drops += 1
                 return
-            camera.drops += not camera.read
-            camera.image, camera.stamp_s, camera.read = held, stamp_s, False
+            camera.put(held, stamp_s)
 
     def put_state(self, state: F32, stamp_s: float) -> None:
         """Keep a copy of `state`, f32[S], robot units; one that is late is ignored."""
@@ -114,13 +132,13 @@ class LatestFrames:
         _require_finite_stamp(STATE, stamp_s)
         copy.flags.writeable = False
         with self._lock:
-            if not self._is_late(stamp_s, self._state_stamp_s):
-                self._state, self._state_stamp_s = copy, stamp_s
+            if not self._is_late(stamp_s, self._held.state_stamp_s):
+                self._held.state, self._held.state_stamp_s = copy, stamp_s
 
     def set_prompt(self, text: str) -> None:
         """The instruction from now on; '' is an instruction too (a blank one)."""
         with self._lock:
-            self._prompt = text
+            self._held.prompt = text
 
     def input_ages_s(self, now_s: float) -> dict[str, float | None]:
         """Age of each input that has come, by slot name or 'state'; None if it has not."""
@@ -131,30 +149,24 @@ class LatestFrames:
     def snapshot(self, now_s: float) -> Observation | NotReady:
         """The observation for `now_s`, or why there is none. Images are shared, not copied."""
         with self._lock:
+            prompt = self._held.prompt
             reasons = self._reasons(now_s)
-            if reasons:
+            if reasons or prompt is None:
                 return NotReady(reasons)
-            assert self._prompt is not None
-            images: dict[str, U8] = {}
-            for slot, camera in self._cameras.items():
-                assert camera.image is not None
-                images[slot] = camera.image
-                camera.read = True
-            return Observation(images, self._state, self._prompt, min(self._stamps().values()))
+            images = {slot: camera.read() for slot, camera in self._held.cameras.items()}
+            return Observation(images, self._held.state, prompt, min(self._stamps().values()))
 
-    def _clear(self) -> None:
-        self._cameras = {slot: _Camera() for slot in self.slots}
-        self._state: F32 = np.zeros(self.state_dim, np.float32)
-        self._state_stamp_s = -math.inf
-        self._prompt: str | None = None
+    def _nothing(self) -> _Inputs:
+        cameras = {slot: _Camera(_NO_IMAGE) for slot in self.slots}
+        return _Inputs(cameras, np.zeros(self.state_dim, np.float32))
 
     def _is_late(self, stamp_s: float, held_stamp_s: float) -> bool:
         return held_stamp_s - self._max_age_s <= stamp_s < held_stamp_s
 
     def _stamps(self) -> dict[str, float]:
-        stamps = {slot: camera.stamp_s for slot, camera in self._cameras.items()}
+        stamps = {slot: camera.stamp_s for slot, camera in self._held.cameras.items()}
         if self.state_dim:
-            stamps[STATE] = self._state_stamp_s
+            stamps[STATE] = self._held.state_stamp_s
         return stamps
 
     def _reasons(self, now_s: float) -> tuple[str, ...]:
@@ -162,9 +174,11 @@ class LatestFrames:
         found = [self._fault(name, now_s, stamp_s) for name, stamp_s in stamps.items()]
         if not any(found):
             found.append(self._skew(stamps))
-        if not np.isfinite(self._state).all():
-            found.append(f"{STATE}: elements {np.nonzero(~np.isfinite(self._state))[0]} not finite")
-        if self._prompt is None:
+        if not np.isfinite(self._held.state).all():
+            found.append(
+                f"{STATE}: elements {np.nonzero(~np.isfinite(self._held.state))[0]} not finite"
+            )
+        if self._held.prompt is None:
             found.append(f"{PROMPT}: missing, no instruction has come")
         return tuple(reason for reason in found if reason)
 
