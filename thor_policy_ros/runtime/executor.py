@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from thor_policy_ros.runtime.acceptance import form_refusal, time_refusal
 from thor_policy_ros.runtime.limiter import F64, JointLimiter
 from thor_policy_ros.runtime.trajectory import Crossfade, Trajectory, constant
 from thor_policy_ros.types import ActionChunk, JointLimits
@@ -97,18 +98,13 @@ class ChunkExecutor:
                 f"executor wants limits of {len(self.joint_names)} joints, one per name; "
                 f"got {limits.lower.shape[0]}"
             )
-        _require_positive(control_dt_s=control_dt_s, max_chunk_age_s=max_chunk_age_s)
-        _require_not_negative(
-            crossfade_s=crossfade_s,
-            hold_timeout_s=hold_timeout_s,
-            max_future_s=max_future_s,
-            start_tolerance=start_tolerance,
-        )
-        self.crossfade_s = crossfade_s
-        self.hold_timeout_s = hold_timeout_s
-        self.max_chunk_age_s = max_chunk_age_s
-        self.max_future_s = max_future_s
-        self.start_tolerance = start_tolerance
+        if not (math.isfinite(control_dt_s) and control_dt_s > 0):
+            raise ValueError(f"executor wants a positive control_dt_s, got {control_dt_s}")
+        if not start_tolerance >= 0:
+            raise ValueError(f"executor wants start_tolerance >= 0, got {start_tolerance}")
+        self.set_times(crossfade_s, hold_timeout_s, max_chunk_age_s, max_future_s)
+        self.control_dt_s = control_dt_s
+        self._start_tolerance = start_tolerance
         self._limits = limits
         self._limiter = JointLimiter(limits, control_dt_s)
         self.reset()
@@ -132,23 +128,42 @@ class ChunkExecutor:
         self._observed_at_s = -math.inf
         self._stop_reason = ""
 
-    def set_measured(self, positions: npt.ArrayLike, now_s: float) -> str:
-        """Where the joints are, in the executor's order; used by the first command.
+    def set_times(
+        self,
+        crossfade_s: float,
+        hold_timeout_s: float,
+        max_chunk_age_s: float,
+        max_future_s: float = 0.05,
+    ) -> None:
+        """Change the times, also while running; ValueError if one makes no sense."""
+        times = (crossfade_s, hold_timeout_s, max_chunk_age_s, max_future_s)
+        if not all(math.isfinite(x) and x >= 0 for x in times) or max_chunk_age_s == 0:
+            raise ValueError(
+                "executor wants finite times of at least 0 s and a positive max_chunk_age_s, got "
+                f"{crossfade_s=}, {hold_timeout_s=}, {max_chunk_age_s=}, {max_future_s=}"
+            )
+        self._crossfade_s, self._hold_timeout_s = crossfade_s, hold_timeout_s
+        self._max_chunk_age_s, self._max_future_s = max_chunk_age_s, max_future_s
+
+    def set_measured(self, positions: npt.ArrayLike, stamp_s: float) -> str:
+        """Where the joints were at `stamp_s`, in the executor's order: the motion starts there.
 
         Returns '' or why the measurement is refused.
         """
-        self._advance_clock(now_s)
         measured = np.array(positions, dtype=np.float64)
         if measured.shape != (len(self.joint_names),):
             return (
                 f"measured positions want shape ({len(self.joint_names)},), "
                 f"got {measured.shape}; order them by joint_names"
             )
-        if not np.isfinite(measured).all():
+        if not (np.isfinite(measured).all() and math.isfinite(stamp_s)):
             bad = [n for n, x in zip(self.joint_names, measured, strict=True) if not np.isfinite(x)]
-            return f"measured positions of {bad} are not finite; check the joint state's source"
+            return (
+                f"measured positions want finite values and stamp; got {bad} not finite, "
+                f"stamp {stamp_s} s; check the joint state's source"
+            )
         self._measured = measured
-        self._measured_at_s = now_s
+        self._measured_at_s = stamp_s
         return ""
 
     def accept(
@@ -165,8 +180,9 @@ class ChunkExecutor:
         A refused chunk changes nothing but the counters.
         """
         self._advance_clock(now_s)
-        reason = self._form_refusal(chunk, tuple(joint_names)) or self._time_refusal(
-            chunk, allow_older
+        newest_s = -math.inf if allow_older else self._observed_at_s
+        reason = form_refusal(chunk, tuple(joint_names), self.joint_names) or time_refusal(
+            chunk, self._now_s, newest_s, self._max_chunk_age_s, self._max_future_s
         )
         if reason:
             self._counts["refused"] += 1
@@ -195,64 +211,13 @@ class ChunkExecutor:
         self._ticked_at_s = now_s
         return Command(self._limiter.positions, self._limiter.velocities, state, reason)
 
-    def _form_refusal(self, chunk: ActionChunk, joint_names: tuple[str, ...]) -> str:
-        """Why the chunk cannot be a trajectory of these joints, or ''."""
-        missing = [n for n in self.joint_names if n not in joint_names]
-        if missing:
-            return f"chunk lacks the joints {missing}; it has {list(joint_names)}"
-        if len(joint_names) != len(self.joint_names):
-            return (
-                f"chunk wants the joints {list(self.joint_names)}, each once; "
-                f"got {list(joint_names)}"
-            )
-        wanted = (len(joint_names),)
-        if chunk.actions.ndim != 2 or chunk.actions.shape[1:] != wanted:
-            return f"chunk wants actions [H,{wanted[0]}], got {list(chunk.actions.shape)}"
-        if chunk.horizon < 2:
-            return f"chunk wants at least 2 rows, got {chunk.horizon}; raise the policy's horizon"
-        if not (math.isfinite(chunk.dt_s) and chunk.dt_s > 0):
-            return f"chunk wants a positive dt in s, got {chunk.dt_s}"
-        finite = np.isfinite(chunk.actions)
-        if not finite.all():
-            row, column = (int(i[0]) for i in np.nonzero(~finite))
-            return (
-                f"chunk row {row}, joint {joint_names[column]!r} is "
-                f"{chunk.actions[row, column]}; check the policy"
-            )
-        return ""
-
-    def _time_refusal(self, chunk: ActionChunk, allow_older: bool) -> str:
-        """Why the chunk does not belong to now, or ''."""
-        age_s = self._now_s - chunk.observed_at_s
-        if not math.isfinite(age_s):
-            return f"chunk wants a finite observed_at in s, got {chunk.observed_at_s}"
-        if age_s < -self.max_future_s:
-            return (
-                f"chunk was observed {-age_s:.3f} s in the future (at most "
-                f"{self.max_future_s:g} s); compare the clocks"
-            )
-        if age_s > self.max_chunk_age_s:
-            return (
-                f"chunk was observed {age_s:.3f} s ago (at most {self.max_chunk_age_s:g} s); "
-                "make the policy faster or raise max_chunk_age_s"
-            )
-        if chunk.ends_at_s <= self._now_s:
-            return (
-                f"chunk ran out {self._now_s - chunk.ends_at_s:.3f} s ago: its {chunk.horizon} "
-                f"rows of {chunk.dt_s:g} s are shorter than the delay of {age_s:.3f} s"
-            )
-        older_s = self._observed_at_s - chunk.observed_at_s
-        if older_s > 0 and not allow_older:
-            return f"chunk was observed {older_s:.3f} s before the current one; out of order"
-        return ""
-
     def _trajectory(self, chunk: ActionChunk, joint_names: Sequence[str]) -> Trajectory:
         columns = [list(joint_names).index(name) for name in self.joint_names]
         return Trajectory(
             rows=chunk.actions[:, columns].astype(np.float64),
             starts_at_s=chunk.observed_at_s,
             dt_s=chunk.dt_s,
-            ends_at_s=min(chunk.ends_at_s, chunk.observed_at_s + self.max_chunk_age_s),
+            ends_at_s=min(chunk.ends_at_s, chunk.observed_at_s + self._max_chunk_age_s),
         )
 
     def _advance_clock(self, now_s: float) -> None:
@@ -277,13 +242,14 @@ class ChunkExecutor:
         if self._pending is None or self._pending.ends_at_s < now_s:
             return "no valid chunk has come; check the policy"
         age_s = now_s - self._measured_at_s
-        if age_s > self.max_chunk_age_s:
+        if age_s > self._max_chunk_age_s:
             return f"the measured joints are {age_s:.3f} s old; check the joint state topic"
         outside = self._outside_limits(self._measured)
         if outside:
             return outside
         self._limiter.start(self._measured)
         self._started = True
+        self._ticked_at_s = now_s
         self._follow(self._pending, now_s)
         self._pending = None
         return ""
@@ -292,7 +258,7 @@ class ChunkExecutor:
         outside = np.abs(self._limiter.clip(measured) - measured)
         outside[np.isinf(self._limits.velocity)] = 0.0
         worst = int(outside.argmax())
-        if outside[worst] <= self.start_tolerance:
+        if outside[worst] <= self._start_tolerance:
             return ""
         return (
             f"joint {self.joint_names[worst]!r} measured at {measured[worst]:.4f}, outside its "
@@ -305,10 +271,10 @@ class ChunkExecutor:
             self._pending = trajectory
             return
         if self._plan is None:
-            self._plan = Crossfade(constant(self._limiter.positions), self.crossfade_s)
+            self._plan = Crossfade(constant(self._limiter.positions))
             self._reference = self._limiter.positions
-        self._plan.add(trajectory, now_s)
-        if self.crossfade_s == 0.0:
+        self._plan.add(trajectory, now_s, self._crossfade_s)
+        if self._crossfade_s == 0.0:
             self._reference = self._limiter.clip(trajectory.sample(self._ticked_at_s))
 
     def _state(self, now_s: float) -> tuple[CommandState, str]:
@@ -317,10 +283,10 @@ class ChunkExecutor:
         past_s = now_s - self._plan.newest.ends_at_s
         if past_s <= 0.0:
             return "tracking", ""
-        if past_s <= self.hold_timeout_s:
+        if past_s <= self._hold_timeout_s:
             return "holding", "the chunk has run out; holding its last command"
         return "stopped", (
-            f"no chunk came within hold_timeout_s = {self.hold_timeout_s:g} s "
+            f"no chunk came within hold_timeout_s = {self._hold_timeout_s:g} s "
             "after the last one ran out"
         )
 
@@ -339,15 +305,3 @@ class ChunkExecutor:
     def _stop(self, reason: str) -> None:
         self._plan = None
         self._stop_reason = reason
-
-
-def _require_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"executor wants {name} positive and finite, got {value}")
-
-
-def _require_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"executor wants {name} at least 0 and finite, got {value}")

@@ -41,6 +41,14 @@ def constant(positions: F64) -> Trajectory:
 class _Layer:
     trajectory: Trajectory
     fades_in_at_s: float
+    fade_s: float
+
+    def weight(self, time_s: float) -> float:
+        """0 to 1, without a corner at either end: a corner would be a jump of velocity."""
+        if self.fade_s <= 0.0:
+            return 1.0
+        x = min(max((time_s - self.fades_in_at_s) / self.fade_s, 0.0), 1.0)
+        return x * x * (3.0 - 2.0 * x)
 
 
 class Crossfade:
@@ -48,41 +56,33 @@ class Crossfade:
 
     A trajectory may arrive while an earlier one is still being faded in: then all of them
     count, each by its own weight, so that no arrival makes the blend jump. Layers fully
-    covered are forgotten. `fade_s` of 0 switches at once.
+    covered are forgotten. A `fade_s` of 0 switches at once.
     """
 
-    def __init__(self, base: Trajectory, fade_s: float) -> None:
-        self._fade_s = fade_s
-        self._layers = [_Layer(base, fades_in_at_s=-np.inf)]
+    def __init__(self, base: Trajectory) -> None:
+        self._layers = [_Layer(base, fades_in_at_s=-np.inf, fade_s=0.0)]
         self._sampled_at_s = -np.inf
 
     @property
     def newest(self) -> Trajectory:
         return self._layers[-1].trajectory
 
-    def add(self, trajectory: Trajectory, now_s: float) -> None:
-        """Fade to `trajectory` from `now_s` on."""
+    def add(self, trajectory: Trajectory, now_s: float, fade_s: float) -> None:
+        """Fade to `trajectory` from `now_s` on, within `fade_s`."""
         if len(self._layers) > 1 and self._layers[-1].fades_in_at_s >= self._sampled_at_s:
             self._layers.pop()  # never sampled, so nobody followed it
-        self._layers.append(_Layer(trajectory, now_s))
+        self._layers.append(_Layer(trajectory, now_s, fade_s))
 
     def sample(self, time_s: float) -> F64:
         """f64[A] at `time_s`."""
         self._sampled_at_s = time_s
         result = self._layers[0].trajectory.sample(time_s)
         for layer in self._layers[1:]:
-            weight = self._weight(layer, time_s)
+            weight = layer.weight(time_s)
             result = result + weight * (layer.trajectory.sample(time_s) - result)
         return result
 
     def forget_covered(self, now_s: float) -> None:
         """Drop the layers that no longer count from `now_s` on."""
-        while len(self._layers) > 1 and self._weight(self._layers[1], now_s) >= 1.0:
+        while len(self._layers) > 1 and self._layers[1].weight(now_s) >= 1.0:
             del self._layers[0]
-
-    def _weight(self, layer: _Layer, time_s: float) -> float:
-        """0 to 1, without a corner at either end: a corner would be a jump of velocity."""
-        if self._fade_s <= 0.0:
-            return 1.0
-        x = min(max((time_s - layer.fades_in_at_s) / self._fade_s, 0.0), 1.0)
-        return x * x * (3.0 - 2.0 * x)
