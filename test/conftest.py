@@ -1,21 +1,29 @@
-"""Keeps the tests' ROS 2 to itself and makes its mistakes loud; set before rclpy is imported."""
+"""Settings of the whole test suite: ROS 2 kept to itself, the same examples every time."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import IO
 
 import pytest
+from hypothesis import settings
+
+# No deadline: on a busy machine the time of an example says nothing. The same examples every
+# time: `make test` must not depend on luck; search further with `--hypothesis-profile=search`.
+settings.register_profile("same", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("search", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile("same")
 
 DOMAINS = range(1, 101)  # Fast DDS maps these to ports below the ephemeral range of Linux
 _held: list[IO[bytes]] = []  # locks live as long as the process
 
 
 def pytest_configure() -> None:
-    """Child processes inherit all of this, so nodes under test see it too."""
+    """Set before rclpy is imported, and inherited by the processes of nodes under test."""
     os.environ["ROS_DOMAIN_ID"] = str(_free_domain())
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"  # off, a wrong field can publish stray memory
@@ -23,6 +31,10 @@ def pytest_configure() -> None:
     os.environ["MUJOCO_GL"] = "disable"  # no test may want a screen
     os.environ["HF_HUB_OFFLINE"] = "1"  # nor the network
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # toy sizes: threads only cost
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["ROS_LOG_DIR"], ignore_errors=True)
 
 
 def pytest_report_header() -> list[str]:

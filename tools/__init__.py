@@ -1,0 +1,1 @@
+"""Making `.venv`: run by make, with nothing but Python's standard library."""

@@ -1,0 +1,114 @@
+"""What pip installs into the venv: everything pinned, or only what a sourced ROS machine lacks."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.machine import SetupError
+from tools.steps import Plan, step
+
+REQUIREMENTS = ("ros_wheels.txt", "runtime.txt", "demo.txt", "dev.txt")
+# PyPI's own torch brings gigabytes of CUDA; the CPU build has an index of its own.
+CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+def install_packages(plan: Plan) -> None:
+    """Everything pinned in requirements/, and a CPU torch where there is no torch."""
+    if plan.ros:
+        install_missing(plan)
+    else:
+        install_pinned(plan)
+    if not plan.messages_only:
+        install_torch(plan)
+
+
+def install_pinned(plan: Plan) -> None:
+    names = REQUIREMENTS[:1] if plan.messages_only else REQUIREMENTS
+    folder = plan.root / "requirements"
+    files = [word for name in names for word in ("-r", str(folder / name))]
+    title = "ROS 2 wheels and Python packages (0.6 GB once)"
+    pip(plan, title, [*files, "-c", str(folder / "constraints.txt")])
+
+
+def install_missing(plan: Plan) -> None:
+    """Install pinned packages of which this machine has no version; leave the others alone.
+
+    NumPy stays as it is: the extension modules of the sourced ROS were compiled for it.
+    """
+    present = installed(plan)
+    missing = missing_pins(plan, present)
+    if not missing:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / "kept.txt"
+        kept.write_text(f"numpy=={present['numpy']}\n" if "numpy" in present else "")
+        pip(plan, f"{len(missing)} missing Python packages", [*missing, "-c", str(kept)])
+
+
+def missing_pins(plan: Plan, present: dict[str, str]) -> list[str]:
+    """Pins of packages that are not `present`, and of colcon where it is not on the PATH."""
+    folder = plan.root / "requirements"
+    names = () if plan.messages_only else REQUIREMENTS[1:]
+    wanted = [pin for name in names for pin in pins(folder / name)]
+    if not shutil.which("colcon", path=plan.environ["PATH"]):
+        wanted += [pin for pin in pins(folder / "ros_wheels.txt") if pin.startswith("colcon-")]
+    return sorted({pin for pin in wanted if normal_name(pin.split("==")[0]) not in present})
+
+
+def install_torch(plan: Plan) -> None:
+    """The CPU build of torch, unless the venv sees a torch already: that one is kept."""
+    present = installed(plan).get("torch")
+    if present:
+        print(f"setup: torch {present} is there and stays")
+        return
+    wanted = pins(plan.root / "requirements" / "torch.txt")[0] + "+cpu"
+    try:
+        pip(plan, f"{wanted} (0.2 GB once)", [wanted])
+        return
+    except SetupError:
+        print("setup: not on the configured package index; trying PyTorch's own")
+    try:
+        pip(plan, f"{wanted} (0.2 GB once)", [wanted, "--extra-index-url", CPU_TORCH_INDEX])
+    except SetupError as error:
+        raise SetupError(
+            f"{error}\nNo CPU build of torch could be installed for this Python. Either use "
+            "another Python (make clean; make setup PYTHON=python3.11), or install the torch of "
+            f"your choice and go on:\n  {plan.venv}/bin/pip install torch"
+            "  # on x86-64 this is the CUDA build, several GB\n  make setup"
+        ) from None
+
+
+def pip(plan: Plan, title: str, arguments: Sequence[str]) -> None:
+    """pip install, whatever a person's own pip settings say about where to."""
+    settings = {"PIP_USER": "0", "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    command = [plan.venv_python, "-m", "pip", "install", *arguments]
+    step(plan, title, command, settings)
+
+
+def installed(plan: Plan) -> dict[str, str]:
+    """Version of every distribution that the venv sees, by normalised name."""
+    code = (
+        "import importlib.metadata as m\n"
+        "for d in m.distributions():\n    print(d.metadata['Name'], d.version)"
+    )
+    command = [plan.venv_python, "-c", code]
+    listed = subprocess.run(command, env=plan.environ, stdout=subprocess.PIPE, check=True)
+    rows = [line.split() for line in os.fsdecode(listed.stdout).splitlines()]
+    # The first on the path is the one that is imported, so it is entered last.
+    return {normal_name(row[0]): row[1] for row in reversed(rows) if len(row) == 2}
+
+
+def pins(file: Path) -> list[str]:
+    """The requirements of a file, without its comments."""
+    lines = (line.split("#")[0].strip() for line in file.read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def normal_name(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
