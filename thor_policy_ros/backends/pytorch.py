@@ -1,0 +1,207 @@
+"""pi0.5 in plain PyTorch, eager, on a CPU or a CUDA device: the reference of every engine.
+
+Three savings over `Pi05` as it stands, all exact (the recorded outputs are met either way):
+masked cameras and padding are dropped before the prefix, the last prefix layer stops at its
+keys and values, and what depends on the flow's time alone is computed once per step count.
+`thor-policy parity` also checks `Pi05`'s own full path, with padding and hidden states.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from thor_policy_ros.backends.prefix_buffers import PrefixBuffers
+from thor_policy_ros.backends.stage_times import ClockTimes, CudaTimes, StageTimes
+from thor_policy_ros.model.checkpoint import load_pi05
+from thor_policy_ros.model.config import Pi05Config
+from thor_policy_ros.model.gemma import Modulation, Rope, rope_tables
+from thor_policy_ros.model.pi05 import Pi05
+from thor_policy_ros.types import (
+    F32,
+    BackendSpec,
+    BackendUnavailableError,
+    ModelInputs,
+    PrefixKV,
+    StalePrefixError,
+)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load(
+    spec: BackendSpec,
+    checkpoint: Path | str,
+    config: Pi05Config,
+    device: torch.device | str | None,
+    dtype: torch.dtype | str | None,
+) -> PyTorchBackend:
+    """See `registry.create_backend`."""
+    target = _device(device)
+    model = load_pi05(checkpoint, config, target, _dtype(dtype, target))
+    return PyTorchBackend(spec, model)
+
+
+class PyTorchBackend:
+    """One model, one prefix slot. One thread calls it.
+
+    model: in eval mode, on its device. clock: seconds, times the stages on a CPU.
+    """
+
+    def __init__(
+        self, spec: BackendSpec, model: Pi05, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.spec = spec
+        self.device = model.action_in_proj.weight.device
+        self.dtype = model.dtype
+        self._model: Pi05 | None = model
+        self._config = model.config
+        self._generation = 0
+        self._modulations: dict[int, list[list[Modulation]]] = {}
+        self._times: StageTimes = CudaTimes() if self.device.type == "cuda" else ClockTimes(clock)
+        self._allocate()
+
+    def warmup(self) -> None:
+        """One frame of the largest prefix: libraries choose their kernels, memory is taken."""
+        config, size = self._config, self._config.vision.image_size
+        inputs = ModelInputs(
+            images=np.zeros((config.num_cameras, 3, size, size), np.float32),
+            image_mask=np.ones(config.num_cameras, np.bool_),
+            tokens=np.zeros(config.max_token_len, np.int32),
+            token_mask=np.ones(config.max_token_len, np.bool_),
+        )
+        noise = np.zeros((config.action_horizon, config.action_dim), np.float32)
+        self.denoise(self.prefill(inputs, 0.0), noise, 10)
+
+    @torch.inference_mode()
+    def prefill(self, inputs: ModelInputs, observed_at_s: float) -> PrefixKV:
+        """Encode the present images and the prompt; earlier prefixes become stale."""
+        model = self._open_model()
+        self._generation += 1
+        with self._times.stage("vision"):
+            image_tokens = self._image_tokens(model, inputs)
+        with self._times.stage("prefill"):
+            tokens = self._to_device(inputs.tokens[inputs.token_mask].astype(np.int64))
+            embeddings = torch.cat((image_tokens, model.language.embed(tokens)))[None]
+            rope = self._rope_of(0, embeddings.shape[1])
+            self._buffers.fill(model.language.encode_keys_values(embeddings, rope, None))
+        return PrefixKV(*self._buffers.prefix, observed_at_s, self._generation)
+
+    @torch.inference_mode()
+    def denoise(self, prefix: PrefixKV, noise: F32, num_steps: int) -> F32:
+        """Euler's rule from noise f32[H,32] to normalised actions f32[H,32].
+
+        Reading the result is the only wait for the device. Raises StalePrefixError for a
+        prefix that is not the last one made here.
+        """
+        model = self._open_model()
+        self._check(prefix, noise, num_steps)
+        with self._times.stage("denoise"):
+            x = self._to_device(np.asarray(noise, np.float32))[None]
+            rope = self._rope_of(self._buffers.length, self._config.action_horizon)
+            for modulations in self._modulations_of(model, num_steps):
+                hidden = model.action_in_proj(x).to(self.dtype)
+                hidden = model.expert(hidden, modulations, rope, None, self._buffers.extend)
+                x = torch.sub(x, model.action_out_proj(hidden.float()), alpha=1 / num_steps)
+        actions: F32 = x[0].cpu().numpy()
+        return actions
+
+    def stage_times_ms(self) -> Mapping[str, float]:
+        """Time of the last 'vision', 'prefill' and 'denoise', on the device where it is a GPU."""
+        return self._times.read_ms()
+
+    def close(self) -> None:
+        """Drop weights and buffers; any later call raises RuntimeError."""
+        self._model = None
+        self._modulations.clear()
+        del self._buffers, self._rope
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _allocate(self) -> None:
+        config = self._config
+        self._buffers = PrefixBuffers(config, self.device, self.dtype)
+        positions = torch.arange(config.max_prefix_len + config.action_horizon, device=self.device)
+        self._rope = rope_tables(positions[None], config.language.head_dim)
+
+    def _open_model(self) -> Pi05:
+        if self._model is None:
+            raise RuntimeError(f"backend {self.spec.name!r} is closed; create a new one")
+        return self._model
+
+    def _image_tokens(self, model: Pi05, inputs: ModelInputs) -> Tensor:
+        """Tokens of the cameras that are present, [v*N,W]."""
+        return model.embed_image(self._to_device(inputs.images[inputs.image_mask])).flatten(0, 1)
+
+    def _rope_of(self, start: int, length: int) -> Rope:
+        """Views of the tables: without padding, a token's position is its index."""
+        cos, sin = self._rope
+        return Rope(cos[:, start : start + length], sin[:, start : start + length])
+
+    def _modulations_of(self, model: Pi05, num_steps: int) -> list[list[Modulation]]:
+        """Every adaptive norm's modulation, by step: computed once for each step count."""
+        if num_steps not in self._modulations:
+            steps = torch.arange(num_steps, dtype=torch.float32, device=self.device)
+            batched = model.modulations(1 - steps / num_steps)
+            self._modulations[num_steps] = [
+                [Modulation(m.scale[i], m.shift[i], m.gate[i].to(self.dtype)) for m in batched]
+                for i in range(num_steps)
+            ]
+        return self._modulations[num_steps]
+
+    def _to_device(self, array: npt.NDArray[Any]) -> Tensor:
+        """Copy without waiting: on CUDA through pinned memory of torch's own pool."""
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def _check(self, prefix: PrefixKV, noise: F32, num_steps: int) -> None:
+        if prefix.generation != self._generation:
+            raise StalePrefixError(
+                f"prefix {prefix.generation} was overwritten by prefix {self._generation};"
+                " denoise a prefix before the next prefill, or prefill again"
+            )
+        wanted = (self._config.action_horizon, self._config.action_dim)
+        if noise.shape != wanted:
+            raise ValueError(f"denoise wants noise of shape {wanted}, got {noise.shape}")
+        if num_steps < 1:
+            raise ValueError(f"denoise wants at least 1 step, got {num_steps}")
+
+
+def _device(name: torch.device | str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        _unavailable(
+            f"device {str(device)!r} was asked for, but torch {torch.__version__} sees no CUDA"
+            " device; install a CUDA build of torch and its driver, or choose device 'cpu'"
+        )
+    if device.type not in ("cpu", "cuda"):
+        _unavailable(f"device {str(device)!r} is not supported; choose 'cpu' or 'cuda'")
+    return device
+
+
+def _dtype(name: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if name is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = DTYPES.get(name) if isinstance(name, str) else name
+    if dtype not in DTYPES.values():
+        _unavailable(
+            f"dtype {name!r} is not supported; choose one of: {', '.join(DTYPES)} (float16"
+            " overflows: inputs of the last down projections reach thousands)"
+        )
+    assert dtype is not None
+    return dtype
+
+
+def _unavailable(reason: str) -> NoReturn:
+    raise BackendUnavailableError(f"backend 'pytorch': {reason}")
