@@ -92,17 +92,17 @@ DEMO = PolicyConfig(
     model=Pi05Config(
         action_dim=32,
         action_horizon=10,
-        max_token_len=24,
+        max_token_len=40,
         vocab_size=537,
         num_cameras=2,
         vision=VisionConfig(
-            image_size=64, patch_size=16, width=96, depth=2, num_heads=4, mlp_dim=384
+            image_size=64, patch_size=8, width=128, depth=3, num_heads=4, mlp_dim=384
         ),
         language=GemmaConfig(
-            width=96, depth=3, mlp_dim=256, num_heads=4, num_kv_heads=1, head_dim=32
+            width=128, depth=4, mlp_dim=384, num_heads=4, num_kv_heads=1, head_dim=32
         ),
         action_expert=GemmaConfig(
-            width=64, depth=3, mlp_dim=192, num_heads=4, num_kv_heads=1, head_dim=32
+            width=128, depth=4, mlp_dim=384, num_heads=4, num_kv_heads=1, head_dim=32
         ),
     ),
     camera_slots=SLOTS[:2],
