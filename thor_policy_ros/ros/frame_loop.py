@@ -1,0 +1,275 @@
+"""What the inference thread does with a tick: snapshot, step, publish, count."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from thor_policy_ros.msg import ActionChunk as ActionChunkMsg
+from thor_policy_ros.msg import FrameLatency
+from thor_policy_ros.ros.conversions import chunk_to_msg, latency_msg
+from thor_policy_ros.ros.inference_thread import Tick
+from thor_policy_ros.runtime.latency import LatencyWindow, Quantiles, RateMeter
+from thor_policy_ros.runtime.latest_frames import LatestFrames, NotReady
+from thor_policy_ros.runtime.policy_runner import PolicyRunner
+from thor_policy_ros.types import FrameTiming, Observation, StepResult
+
+STAGES = (
+    "wait",
+    "preprocess",
+    "vision",
+    "prefill",
+    "denoise",
+    "postprocess",
+    "publish",
+    "total",
+    "prefix_age",
+)
+RATE_WINDOW_S = 5.0
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """What may change between two frames. seed: -1 draws noise from entropy."""
+
+    num_steps: int
+    deadline_ms: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class PolicyFacts:
+    """What a configured policy says of itself in every message.
+
+    state_dim: of the state that the policy is given; zeros where the robot sends none.
+    """
+
+    backend: str
+    action_names: tuple[str, ...]
+    state_dim: int
+
+
+@dataclass
+class FrameCounts:
+    """Since activation or the last reset. ticks: served, ready or not."""
+
+    ticks: int = 0
+    chunks: int = 0
+    refused: int = 0
+    overrun_ticks: int = 0
+    not_ready_ticks: int = 0
+    deadline_misses: int = 0
+
+    @property
+    def missed_ticks(self) -> int:
+        """Control ticks without a frame."""
+        return self.overrun_ticks + self.not_ready_ticks
+
+
+@dataclass(frozen=True)
+class FrameStatistics:
+    """A consistent copy for diagnostics.
+
+    not_ready: why the last tick had no observation, () if it had. refusal: why its chunk was
+    refused, '' if it was not. chunk_age_s: since the last chunk, None before the first.
+    miss_ratio: share of recent frames that missed the deadline.
+    """
+
+    counts: FrameCounts
+    quantiles_ms: dict[str, Quantiles]
+    chunk_rate_hz: float
+    chunk_age_s: float | None
+    miss_ratio: float
+    not_ready: tuple[str, ...]
+    refusal: str
+    prompt: str
+
+
+class ChunkPublisher(Protocol):
+    """Where a frame's messages go; both are called in the inference thread."""
+
+    def chunk(self, message: ActionChunkMsg) -> None: ...
+
+    def latency(self, message: FrameLatency) -> None: ...
+
+
+class FrameLoop:
+    """Serves ticks in the inference thread; `statistics` and `discard` may be called from any.
+
+    ros_now_s: ROS time, the clock of every stamp. Durations are taken by `time.perf_counter`,
+    whose readings the ticks carry.
+    """
+
+    def __init__(
+        self,
+        runner: PolicyRunner,
+        frames: LatestFrames,
+        facts: PolicyFacts,
+        publisher: ChunkPublisher,
+        ros_now_s: Callable[[], float],
+        settings: Callable[[], FrameSettings],
+        window: int,
+    ) -> None:
+        self._runner = runner
+        self._frames = frames
+        self._facts = facts
+        self._publisher = publisher
+        self._ros_now_s = ros_now_s
+        self._settings = settings
+        self._window = window
+        self._lock = threading.Lock()
+        self._discard = False
+        self._sequence = 0
+        self._frame = 0
+        self._clear()
+
+    def begin(self) -> None:
+        """A new activation: chunks are numbered from 1. In the inference thread."""
+        self._sequence = self._frame = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the prefix and the counters. In the inference thread."""
+        self._runner.reset()
+        with self._lock:
+            self._clear()
+            self._discard = False
+
+    def discard(self) -> None:
+        """The frame now computed must not be published; holds until `reset`."""
+        with self._lock:
+            self._discard = True
+
+    def on_tick(self, tick: Tick) -> None:
+        """One frame. A ValueError (an instruction that is too long, say) refuses the frame;
+        what else the policy raises passes through.
+        """
+        begun_s = time.perf_counter()
+        now_s = self._ros_now_s()
+        found = self._frames.snapshot(now_s)
+        if isinstance(found, NotReady):
+            self._count_not_ready(tick, found)
+            return
+        settings = self._settings()
+        result = self._step(self._completed(found), now_s, tick, settings)
+        with self._lock:
+            if self._discard:
+                return
+        stepped_s = time.perf_counter()
+        if result.chunk is not None:
+            self._publish_chunk(result, found.prompt)
+        self._publish_latency(result, tick, settings, begun_s, stepped_s)
+
+    def statistics(self) -> FrameStatistics:
+        now_s = time.perf_counter()
+        with self._lock:
+            return FrameStatistics(
+                counts=replace(self._counts),
+                quantiles_ms=self._latency.quantiles(),
+                chunk_rate_hz=self._chunk_rate.rate_hz(now_s),
+                chunk_age_s=now_s - self._chunk_at_s if self._counts.chunks else None,
+                miss_ratio=float(np.mean(self._misses)) if self._misses else 0.0,
+                not_ready=self._not_ready,
+                refusal=self._refusal,
+                prompt=self._prompt,
+            )
+
+    def _clear(self) -> None:
+        self._counts = FrameCounts()
+        self._latency = LatencyWindow(self._window)
+        self._chunk_rate = RateMeter(RATE_WINDOW_S)
+        self._chunk_at_s = 0.0
+        self._misses: deque[bool] = deque(maxlen=self._window)
+        self._not_ready: tuple[str, ...] = ()
+        self._refusal = ""
+        self._prompt = ""
+
+    def _completed(self, observation: Observation) -> Observation:
+        if observation.state.shape[0] == self._facts.state_dim:
+            return observation
+        return replace(observation, state=np.zeros(self._facts.state_dim, np.float32))
+
+    def _step(
+        self, observation: Observation, now_s: float, tick: Tick, settings: FrameSettings
+    ) -> StepResult:
+        seed = None if settings.seed < 0 else settings.seed + self._frame
+        self._frame += 1
+        try:
+            return self._runner.step(observation, now_s, tick.number, settings.num_steps, seed=seed)
+        except ValueError as error:
+            return StepResult(None, FrameTiming(), refused=str(error))
+
+    def _count_not_ready(self, tick: Tick, found: NotReady) -> None:
+        with self._lock:
+            self._counts.ticks += 1
+            self._counts.overrun_ticks += tick.missed
+            self._counts.not_ready_ticks += 1
+            self._not_ready = found.reasons
+
+    def _publish_chunk(self, result: StepResult, prompt: str) -> None:
+        assert result.chunk is not None
+        self._sequence += 1
+        message = chunk_to_msg(
+            result.chunk,
+            sequence=self._sequence,
+            backend=self._facts.backend,
+            instruction=prompt,
+            joint_names=self._facts.action_names,
+            prefix_age_s=result.timing.prefix_age_ms * 1e-3,
+            now_s=self._ros_now_s(),
+        )
+        self._publisher.chunk(message)
+        with self._lock:
+            self._prompt = prompt
+
+    def _publish_latency(
+        self,
+        result: StepResult,
+        tick: Tick,
+        settings: FrameSettings,
+        begun_s: float,
+        stepped_s: float,
+    ) -> None:
+        done_s = time.perf_counter()
+        message = latency_msg(
+            result.timing,
+            wait_ms=(begun_s - tick.at_s) * 1e3,
+            publish_ms=(done_s - stepped_s) * 1e3 if result.chunk is not None else 0.0,
+            total_ms=(done_s - tick.at_s) * 1e3,
+            now_s=self._ros_now_s(),
+        )
+        message.sequence = self._sequence
+        message.backend = self._facts.backend
+        message.decision = f"refused: {result.refused}" if result.refused else result.decision
+        message.prefix_reused = result.chunk is not None and result.chunk.prefix_reused
+        message.deadline_ms = settings.deadline_ms
+        message.deadline_missed = message.total_ms > settings.deadline_ms
+        self._count_frame(result, tick, message, done_s)
+        self._publisher.latency(message)
+
+    def _count_frame(
+        self, result: StepResult, tick: Tick, message: FrameLatency, done_s: float
+    ) -> None:
+        with self._lock:
+            counts = self._counts
+            counts.ticks += 1
+            counts.overrun_ticks += tick.missed
+            counts.deadline_misses += message.deadline_missed
+            if result.chunk is not None:
+                counts.chunks += 1
+                self._chunk_rate.tick(done_s)
+                self._chunk_at_s = done_s
+            else:
+                counts.refused += 1
+            self._latency.add({stage: getattr(message, f"{stage}_ms") for stage in STAGES})
+            self._misses.append(message.deadline_missed)
+            self._not_ready = ()
+            self._refusal = result.refused
+            message.dropped_frames = sum(self._frames.drops.values())
+            message.missed_ticks = counts.missed_ticks

@@ -1,0 +1,317 @@
+"""The policy on the robot: camera images and joint states in, action chunks out.
+
+A lifecycle node. Its executor has one thread, which decodes inputs and answers services; an
+inference thread of its own is the only one that touches the backend.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lifecycle_msgs.msg import Transition
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.timer import Timer
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from thor_policy_ros.msg import ActionChunk, FrameLatency
+from thor_policy_ros.ros.diagnostics import (
+    DiagnosticsPublisher,
+    Report,
+    note_missing_clock,
+)
+from thor_policy_ros.ros.frame_loop import FrameLoop, FrameSettings, PolicyFacts
+from thor_policy_ros.ros.inference_thread import InferenceThread
+from thor_policy_ros.ros.inputs import LATCHED, PolicyInputs
+from thor_policy_ros.ros.lifecycle import (
+    PatientLifecycleNode,
+    TransitionRefusedError,
+    finished_elsewhere,
+)
+from thor_policy_ros.ros.limits import limits_of
+from thor_policy_ros.ros.parameter_tables import CAMERA, POLICY
+from thor_policy_ros.ros.parameters import NodeParameters
+from thor_policy_ros.ros.policy_reports import inference_report, input_report, lifecycle_report
+from thor_policy_ros.ros.policy_session import (
+    LoadRequest,
+    cameras_of,
+    check_cameras,
+    facts_of,
+    load_policy,
+)
+from thor_policy_ros.ros.process import run_node
+from thor_policy_ros.runtime.latest_frames import LatestFrames
+from thor_policy_ros.runtime.policy_runner import PolicyRunner
+from thor_policy_ros.types import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from thor_policy_ros.runtime.unified_policy import UnifiedPolicy
+
+RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+CLOSE_TIMEOUT_S = 5.0
+
+
+class InferenceFailedError(RuntimeError):
+    """The policy raised while it was active."""
+
+
+class PolicyNode(PatientLifecycleNode):
+    """Everything between `configure` and `cleanup` is made by the one and freed by the other."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("policy_node", **kwargs)
+        self.parameters = NodeParameters(self, POLICY, on_change=self._on_change)
+        names = self.parameters["cameras"]
+        self.parameters.declare(row.for_item(name) for name in names for row in CAMERA)
+        self.parameters.start()
+        self.progress = ""
+        self._instruction = self.parameters["instruction"] or None
+        self._failure: BaseException | None = None
+        self._thread: InferenceThread | None = None
+        self._policy: UnifiedPolicy | None = None
+        self._frames: LatestFrames | None = None
+        self._inputs: PolicyInputs | None = None
+        self._loop: FrameLoop | None = None
+        self._timer: Timer | None = None
+        self._chunks = self.create_lifecycle_publisher(ActionChunk, "~/action_chunk", RELIABLE)
+        self._latencies = self.create_lifecycle_publisher(FrameLatency, "~/frame_latency", RELIABLE)
+        self.create_subscription(String, "instruction", self._on_instruction, LATCHED)
+        self.create_service(
+            Trigger, "~/reset", self._on_reset, callback_group=ReentrantCallbackGroup()
+        )
+        self._diagnostics = DiagnosticsPublisher(self, self._hardware_id, self._reports)
+
+    # Transitions
+
+    async def do_configure(self) -> None:
+        self._failure = None
+        self._thread = InferenceThread("inference", self._on_inference_failure)
+        request = LoadRequest.of(self.parameters)
+        loading = self._thread.call(lambda: load_policy(request, self._say))
+        try:
+            self._policy = await finished_elsewhere(self.executor, loading)
+            assert self._policy is not None
+            self._prepare(self._policy)
+        except (ValueError, OSError, ImportError, BackendUnavailableError) as error:
+            await self._free()
+            raise TransitionRefusedError(str(error)) from error
+        finally:
+            self.progress = ""
+
+    async def do_activate(self) -> None:
+        assert self._thread is not None and self._loop is not None
+        self._forget_inputs()
+        await finished_elsewhere(self.executor, self._thread.call(self._loop.begin))
+        self._thread.run_on_ticks(self._loop.on_tick)
+        self._restart_timer()
+
+    async def do_deactivate(self) -> None:
+        await self._stop()
+        if self._failure is not None:
+            raise InferenceFailedError(
+                f"{type(self._failure).__name__}: {self._failure}"
+            ) from self._failure
+
+    async def do_cleanup(self) -> None:
+        await self._stop()
+        await self._free()
+
+    async def do_shutdown(self) -> None:
+        await self.do_cleanup()
+
+    async def do_error(self) -> None:
+        await self.do_cleanup()
+
+    def close(self) -> None:
+        """Ends the inference thread when the process ends; waits a little, not for ever."""
+        if self._timer is not None:
+            self._timer.cancel()
+        thread, policy = self._thread, self._policy
+        if thread is None:
+            return
+        thread.stop_ticks()
+        if policy is not None:
+            thread.call(policy.close)
+        thread.end()
+        if not thread.join(CLOSE_TIMEOUT_S):
+            self.get_logger().warning(f"left while still {self.progress or 'inferring'}")
+
+    # Making and freeing
+
+    def _prepare(self, policy: UnifiedPolicy) -> None:
+        """Inputs and frame loop for the loaded policy. Raises ValueError for parameters that
+        do not fit the checkpoint.
+        """
+        parameters = self.parameters
+        cameras = cameras_of(parameters)
+        check_cameras(cameras, policy.config)
+        facts = facts_of(parameters, policy)
+        joint_names = parameters["joint_names"]
+        self._frames = LatestFrames(
+            [camera.slot for camera in cameras],
+            len(joint_names),
+            parameters["max_input_age_s"],
+            parameters["max_input_skew_s"],
+        )
+        self._loop = self._make_loop(policy, self._frames, facts)
+        self._inputs = PolicyInputs(
+            self,
+            self._frames,
+            cameras,
+            joint_names,
+            parameters["image_reliability"],
+            lambda: parameters["accept_zero_stamps"],
+        )
+        self._forget_inputs()
+
+    def _make_loop(
+        self, policy: UnifiedPolicy, frames: LatestFrames, facts: PolicyFacts
+    ) -> FrameLoop:
+        runner = PolicyRunner(
+            policy,
+            limits_of(self.parameters, facts.action_names),
+            time.perf_counter,
+            joint_names=facts.action_names,
+        )
+        window = self.parameters["latency_window"]
+        return FrameLoop(runner, frames, facts, self, self._ros_now_s, self._settings, window)
+
+    async def _stop(self) -> None:
+        """No tick after this; the frame being computed is finished, and not published."""
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+            self._timer = None
+        if self._loop is not None:
+            self._loop.discard()
+        if self._thread is not None:
+            await finished_elsewhere(self.executor, self._thread.stop_ticks())
+
+    async def _free(self) -> None:
+        if self._inputs is not None:
+            self._inputs.destroy()
+        thread, policy = self._thread, self._policy
+        self._thread = self._policy = self._frames = self._inputs = self._loop = None
+        if thread is None:
+            return
+        if policy is not None:
+            await finished_elsewhere(self.executor, thread.call(policy.close))
+        thread.end()
+
+    # Ticks and inputs
+
+    def chunk(self, message: ActionChunk) -> None:
+        self._chunks.publish(message)
+
+    def latency(self, message: FrameLatency) -> None:
+        self._latencies.publish(message)
+
+    def _restart_timer(self) -> None:
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+        self._timer = self.create_timer(1.0 / self.parameters["control_rate_hz"], self._on_timer)
+
+    def _on_timer(self) -> None:
+        if self._thread is not None:
+            self._thread.tick(time.perf_counter())
+
+    def _on_instruction(self, message: String) -> None:
+        self._set_instruction(message.data)
+
+    def _set_instruction(self, text: str) -> None:
+        self._instruction = text
+        if self._frames is not None:
+            self._frames.set_prompt(text)
+
+    def _forget_inputs(self) -> None:
+        """Old inputs and counters go; the instruction is a setting and stays."""
+        assert self._frames is not None and self._inputs is not None
+        self._inputs.forget_until(self._ros_now_s())
+        self._frames.reset()
+        if self._instruction is not None:
+            self._frames.set_prompt(self._instruction)
+
+    async def _on_reset(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        """Once answered, every chunk is made from inputs that are newer than the request."""
+        thread, loop = self._thread, self._loop
+        if thread is None or loop is None:
+            response.success = False
+            response.message = f"nothing to reset in state '{self.state_label}'"
+            return response
+        loop.discard()
+        self._forget_inputs()
+        await finished_elsewhere(self.executor, thread.call(loop.reset))
+        response.success = True
+        response.message = "inputs, prefix and counters forgotten"
+        return response
+
+    def _on_inference_failure(self, error: BaseException) -> None:
+        """In the inference thread."""
+        self._failure = error
+        self.executor.create_task(self._recover)
+
+    async def _recover(self) -> None:
+        """Active with a failed policy: through the error state to unconfigured."""
+        if self.state_label == "active":
+            await self.transition(Transition.TRANSITION_DEACTIVATE)
+
+    # Parameters
+
+    def _on_change(self, changed: Mapping[str, Any]) -> None:
+        if "instruction" in changed:
+            self._set_instruction(changed["instruction"])
+        if self._frames is not None:
+            self._frames.max_age_s = self.parameters["max_input_age_s"]
+            self._frames.max_skew_s = self.parameters["max_input_skew_s"]
+        if "control_rate_hz" in changed and self._timer is not None:
+            self._restart_timer()
+
+    def _settings(self) -> FrameSettings:
+        period_ms = 1e3 / self.parameters["control_rate_hz"]
+        return FrameSettings(
+            num_steps=self.parameters["num_denoise_steps"],
+            deadline_ms=self.parameters["deadline_ms"] or period_ms,
+            seed=self.parameters["seed"],
+        )
+
+    # Reports
+
+    def _ros_now_s(self) -> float:
+        return float(self.get_clock().now().nanoseconds * 1e-9)
+
+    def _hardware_id(self) -> str:
+        return self.parameters["hardware_id"] or socket.gethostname()
+
+    def _say(self, progress: str) -> None:
+        """In the inference thread, while configuring."""
+        self.progress = progress
+        self.get_logger().info(f"configuring: {progress}")
+
+    def _reports(self) -> list[Report]:
+        active = self.state_label == "active"
+        engine = self._policy.spec.name if self._policy is not None else ""
+        statistics = self._loop.statistics() if self._loop is not None else None
+        records = list(self._inputs.records.values()) if self._inputs is not None else []
+        lifecycle = lifecycle_report(
+            self.state_label, self.progress, self.last_error, self.parameters, engine
+        )
+        note_missing_clock(self, lifecycle)
+        now_s = self._ros_now_s()
+        return [
+            lifecycle,
+            input_report(records, self._frames, statistics, now_s, active),
+            inference_report(self.parameters, statistics, active),
+        ]
+
+
+def main() -> int:
+    return run_node(PolicyNode, lambda node: node.start if node.parameters["autostart"] else None)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,108 @@
+"""What the policy node says of itself on /diagnostics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from thor_policy_ros.ros.diagnostics import ERROR, STALE, WARN, Report, quantile_values
+from thor_policy_ros.ros.frame_loop import STAGES, FrameStatistics
+from thor_policy_ros.ros.inputs import InputRecord
+from thor_policy_ros.ros.parameters import NodeParameters
+from thor_policy_ros.runtime.latest_frames import LatestFrames
+
+# No chunk for this many control periods (at least a second) is no news.
+QUIET_PERIODS = 5.0
+QUIET_AT_LEAST_S = 1.0
+
+
+def lifecycle_report(
+    state: str, progress: str, last_error: str, parameters: NodeParameters, engine: str
+) -> Report:
+    """engine: of the loaded backend, '' while none is."""
+    report = Report("lifecycle", fine=f"{state}: {progress}" if progress else state)
+    if last_error:
+        report.note(ERROR, f"{state}, after an error while {last_error}")
+    report.values = {
+        "state": state,
+        "backend_requested": parameters["backend"],
+        "backend_active": engine,
+        "checkpoint": parameters["checkpoint"],
+    }
+    return report
+
+
+def input_report(
+    records: Iterable[InputRecord],
+    frames: LatestFrames | None,
+    statistics: FrameStatistics | None,
+    now_s: float,
+    active: bool,
+) -> Report:
+    """Age, rate and refusals of every input, and which of them stand in the way."""
+    report = Report("inputs", fine="all inputs are fresh")
+    if frames is None or statistics is None:
+        report.note(STALE, "not configured")
+        return report
+    ages_s, drops = frames.input_ages_s(now_s), frames.drops
+    if not active:
+        report.note(STALE, "not active: inputs are not judged")
+    for record in records:
+        name = record.input
+        report.values[f"{name}_topic"] = record.topic
+        report.values[f"{name}_age_s"] = ages_s[name]
+        report.values[f"{name}_rate_hz"] = record.rate.rate_hz(now_s)
+        report.values[f"{name}_received"] = record.received
+        report.values[f"{name}_refused"] = record.refused
+        if name in drops:
+            report.values[f"{name}_dropped"] = drops[name]
+        if record.refusing:
+            report.note(ERROR, f"{record.topic} refused: {record.last_refusal}")
+    if active:
+        topics = {record.input: record.topic for record in records}
+        for reason in statistics.not_ready:
+            name = reason.partition(":")[0]
+            report.note(ERROR, f"{reason} ({topics[name]})" if name in topics else reason)
+    return report
+
+
+def inference_report(
+    parameters: NodeParameters, statistics: FrameStatistics | None, active: bool
+) -> Report:
+    """Rates, quantiles of every stage, misses and refusals."""
+    report = Report("inference", fine="chunks on time")
+    if statistics is None or not active:
+        report.note(STALE, "not active")
+        return report
+    rate_hz, counts = parameters["control_rate_hz"], statistics.counts
+    report.values = {
+        "control_rate_hz": rate_hz,
+        "chunk_rate_hz": statistics.chunk_rate_hz,
+        "chunk_age_s": statistics.chunk_age_s,
+        "num_denoise_steps": parameters["num_denoise_steps"],
+        "instruction": statistics.prompt,
+        "chunks": counts.chunks,
+        "refused_chunks": counts.refused,
+        "overrun_ticks": counts.overrun_ticks,
+        "not_ready_ticks": counts.not_ready_ticks,
+        "deadline_misses": counts.deadline_misses,
+        "deadline_miss_ratio": statistics.miss_ratio,
+    }
+    for stage in STAGES:
+        if stage in statistics.quantiles_ms:
+            found = statistics.quantiles_ms[stage]
+            report.values.update(quantile_values(stage, (found.p50, found.p95, found.p99)))
+    _judge(report, parameters, statistics)
+    return report
+
+
+def _judge(report: Report, parameters: NodeParameters, statistics: FrameStatistics) -> None:
+    quiet_s = max(QUIET_PERIODS / parameters["control_rate_hz"], QUIET_AT_LEAST_S)
+    age_s = statistics.chunk_age_s
+    if statistics.refusal:
+        report.note(ERROR, f"last chunk refused: {statistics.refusal}")
+    elif age_s is None:
+        report.note(STALE, "no chunk since activation")
+    elif age_s > quiet_s:
+        report.note(STALE, f"no chunk for {age_s:.1f} s")
+    if statistics.miss_ratio > parameters["deadline_warn_ratio"]:
+        report.note(WARN, f"{statistics.miss_ratio:.0%} of recent frames missed the deadline")

@@ -1,0 +1,54 @@
+"""The life of a node's process: make it, spin it in one thread, end it cleanly."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+import rclpy
+from rclpy.exceptions import (
+    InvalidParameterTypeException,
+    InvalidParameterValueException,
+)
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+
+
+class ClosableNode(Protocol):
+    def close(self) -> None:
+        """Frees what the node holds besides ROS; called once, after the last callback."""
+
+
+AnyNode = TypeVar("AnyNode", bound=Node)
+Start = Callable[[AnyNode], Callable[[], Coroutine[Any, Any, Any]] | None]
+
+
+def run_node(factory: Callable[[], AnyNode], start: Start[AnyNode] = lambda node: None) -> int:
+    """Spins the node until Ctrl-C, SIGTERM or `rclpy.shutdown()`; the exit status.
+
+    start: gives the coroutine to run first on the executor, or None. A parameter that the node
+    refuses ends the process with status 2 and the reason.
+    """
+    rclpy.init()
+    try:
+        node = factory()
+    except (InvalidParameterTypeException, InvalidParameterValueException, ValueError) as error:
+        sys.stderr.write(f"refused to start: {error}\n")
+        rclpy.try_shutdown()
+        return 2
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    first = start(node)
+    if first is not None:
+        executor.create_task(first)
+    try:
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass  # the ordinary end
+    finally:
+        node.close()
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
