@@ -23,7 +23,7 @@ from thor_policy_ros.backends.stage_times import ClockTimes, CudaTimes, StageTim
 from thor_policy_ros.model.checkpoint import load_pi05
 from thor_policy_ros.model.config import Pi05Config
 from thor_policy_ros.model.gemma import Modulation, Rope, rope_tables
-from thor_policy_ros.model.pi05 import Pi05
+from thor_policy_ros.model.pi05 import Pi05, flow_times
 from thor_policy_ros.types import (
     F32,
     BackendSpec,
@@ -44,8 +44,8 @@ def load(
     dtype: torch.dtype | str | None,
 ) -> PyTorchBackend:
     """See `registry.create_backend`."""
-    target = _device(device)
-    model = load_pi05(checkpoint, config, target, _dtype(dtype, target))
+    target = checked_device(device)
+    model = load_pi05(checkpoint, config, target, checked_dtype(dtype, target))
     return PyTorchBackend(spec, model)
 
 
@@ -148,8 +148,7 @@ class PyTorchBackend:
     def _modulations_of(self, model: Pi05, num_steps: int) -> list[list[Modulation]]:
         """Every adaptive norm's modulation, by step: computed once for each step count."""
         if num_steps not in self._modulations:
-            steps = torch.arange(num_steps, dtype=torch.float32, device=self.device)
-            batched = model.modulations(1 - steps / num_steps)
+            batched = model.modulations(flow_times(num_steps, self.device))
             self._modulations[num_steps] = [
                 [Modulation(m.scale[i], m.shift[i], m.gate[i].to(self.dtype)) for m in batched]
                 for i in range(num_steps)
@@ -176,7 +175,8 @@ class PyTorchBackend:
             raise ValueError(f"denoise wants at least 1 step, got {num_steps}")
 
 
-def _device(name: torch.device | str | None) -> torch.device:
+def checked_device(name: torch.device | str | None) -> torch.device:
+    """A device that is there; BackendUnavailableError says what is missing."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -190,7 +190,8 @@ def _device(name: torch.device | str | None) -> torch.device:
     return device
 
 
-def _dtype(name: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+def checked_dtype(name: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """float32 or bfloat16; BackendUnavailableError for any other."""
     if name is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype = DTYPES.get(name) if isinstance(name, str) else name

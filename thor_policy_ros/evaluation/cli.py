@@ -1,0 +1,94 @@
+"""`thor-policy COMMAND ...`: one row per command; only the chosen one is imported.
+
+A command's module defines `add_arguments(parser)` and `run(arguments) -> exit status`. What a
+user got wrong is raised as ValueError, OSError or BackendUnavailableError and printed as one
+message; anything else is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+import thor_policy_ros
+from thor_policy_ros.types import BackendUnavailableError
+
+PROGRAM = "thor-policy"
+USER_ERRORS = (ValueError, OSError, BackendUnavailableError)
+
+
+class Command(NamedTuple):
+    """One row: what is typed, the module that does it, and one line of help."""
+
+    name: str
+    module: str
+    help: str
+
+
+COMMANDS = (
+    Command(
+        "parity",
+        "thor_policy_ros.evaluation.parity",
+        "compare a checkpoint with outputs recorded from the original code",
+    ),
+    Command(
+        "backends",
+        "thor_policy_ros.evaluation.backends_table",
+        "list the backends, and what each one is",
+    ),
+    Command(
+        "rollouts",
+        "thor_policy_ros.evaluation.rollouts",
+        "closed-loop success of a checkpoint on the simulated arm",
+    ),
+    Command(
+        "train-demo",
+        "thor_policy_ros.training.train_demo",
+        "train the demo's policy from nothing: expert data, training, checkpoint",
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (2 for a wrong command line or input)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((c for c in COMMANDS if arguments and c.name == arguments[0]), None)
+    if chosen is None:
+        return _top_level(arguments)
+    module = import_module(chosen.module)
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} {chosen.name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return _run(chosen, module.run, parser.parse_args(arguments[1:]))
+
+
+def _run(command: Command, run: object, arguments: argparse.Namespace) -> int:
+    assert callable(run)
+    try:
+        return int(run(arguments))
+    except USER_ERRORS as error:
+        print(f"{PROGRAM} {command.name}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _top_level(arguments: list[str]) -> int:
+    """Help and version, or the error for an unknown command: never returns normally."""
+    rows = "\n".join(f"  {c.name:<12} {c.help}" for c in COMMANDS)
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="pi0.5 on the robot: checks and measurements by hand.",
+        epilog=f"commands:\n{rows}\n\n`{PROGRAM} COMMAND --help` says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = f"{PROGRAM} {thor_policy_ros.__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    names = [c.name for c in COMMANDS]
+    parser.add_argument("command", choices=names, metavar="COMMAND", help=", ".join(names))
+    parser.parse_args(arguments or ["--help"])
+    return 2
