@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from builtin_interfaces.msg import Time as TimeMsg
 from PIL import Image as PilImage
 from PIL import UnidentifiedImageError
@@ -21,6 +22,7 @@ from thor_policy_ros.msg import FrameLatency
 from thor_policy_ros.types import F32, U8, ActionChunk, FrameTiming
 
 NS = 1_000_000_000
+F64 = npt.NDArray[np.float64]
 
 # Encoding -> channels in memory, and the channels that make RGB.
 ENCODINGS: Mapping[str, tuple[int, tuple[int, int, int]]] = {
@@ -189,7 +191,7 @@ def latency_msg(
     return message
 
 
-def commands_msg(positions: F32) -> Float64MultiArray:
+def commands_msg(positions: F32 | F64) -> Float64MultiArray:
     message = Float64MultiArray()
     message.data = _bytes_array("d", np.asarray(positions, np.float64))
     return message

@@ -333,7 +333,7 @@ SIM_ROBOT = (
     ParameterRow(
         "camera_rate_hz",
         "double",
-        20.0,
+        30.0,
         "Images per simulated second, each camera",
         "Hz",
         bounds=(1.0, 100.0),
@@ -341,10 +341,16 @@ SIM_ROBOT = (
     ParameterRow(
         "joint_state_rate_hz",
         "double",
-        50.0,
+        100.0,
         "Joint states per simulated second",
         "Hz",
         bounds=(1.0, 200.0),
+    ),
+    ParameterRow(
+        "recording_dir",
+        "string",
+        "",
+        "Folder for the poses of each episode, from which videos are made; empty: none",
     ),
     ParameterRow(
         "policy_node",
@@ -358,5 +364,4 @@ SIM_ROBOT = (
         "chunk_executor_node",
         "Node whose ~/reset is called between episodes; empty: none",
     ),
-    *COMMON,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import rclpy
 from rclpy.exceptions import (
@@ -12,14 +12,10 @@ from rclpy.exceptions import (
     InvalidParameterValueException,
 )
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 
-
-class ClosableNode(Protocol):
-    def close(self) -> None:
-        """Frees what the node holds besides ROS; called once, after the last callback."""
-
-
+RCLError = rclpy_implementation.RCLError
 AnyNode = TypeVar("AnyNode", bound=Node)
 Start = Callable[[AnyNode], Callable[[], Coroutine[Any, Any, Any]] | None]
 
@@ -27,6 +23,7 @@ Start = Callable[[AnyNode], Callable[[], Coroutine[Any, Any, Any]] | None]
 def run_node(factory: Callable[[], AnyNode], start: Start[AnyNode] = lambda node: None) -> int:
     """Spins the node until Ctrl-C, SIGTERM or `rclpy.shutdown()`; the exit status.
 
+    factory: makes a node with a `close` method, called once after the last callback.
     start: gives the coroutine to run first on the executor, or None. A parameter that the node
     refuses ends the process with status 2 and the reason.
     """
@@ -46,6 +43,10 @@ def run_node(factory: Callable[[], AnyNode], start: Start[AnyNode] = lambda node
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass  # the ordinary end
+    except RCLError:
+        if rclpy.ok():
+            raise
+        # The signal came while the executor was building its wait set.
     finally:
         node.close()
         executor.shutdown()

@@ -1,0 +1,235 @@
+"""Follows the policy's chunks at the control rate, within the limits of the joints.
+
+Its process imports neither torch nor the model: it keeps the robot under control, holds and
+stops it, also when the policy's process is gone.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from builtin_interfaces.msg import Duration
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from thor_policy_ros.msg import ActionChunk
+from thor_policy_ros.ros.conversions import (
+    NS,
+    MessageError,
+    chunk_from_msg,
+    commands_msg,
+    joint_positions,
+    seconds,
+)
+from thor_policy_ros.ros.diagnostics import (
+    ERROR,
+    STALE,
+    WARN,
+    DiagnosticsPublisher,
+    Report,
+    note_missing_clock,
+    quantile_values,
+)
+from thor_policy_ros.ros.inputs import JOINT_STATES, sensor_qos
+from thor_policy_ros.ros.limits import required_limits
+from thor_policy_ros.ros.parameter_tables import EXECUTOR
+from thor_policy_ros.ros.parameters import NodeParameters
+from thor_policy_ros.ros.process import run_node
+from thor_policy_ros.runtime.executor import ChunkExecutor, Command
+from thor_policy_ros.runtime.latency import LatencyWindow, RateMeter
+
+RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+REFUSAL_SHOWN_S = 5.0
+STATE_LEVELS = {"waiting": STALE, "holding": WARN, "stopped": ERROR}
+
+
+class ChunkExecutorNode(Node):
+    """Subscribes `action_chunk` and `joint_states`; publishes `~/commands`, `~/joint_trajectory`.
+
+    One thread runs everything. Raises ValueError for limits that are missing or do not fit.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("chunk_executor_node", **kwargs)
+        self.parameters = NodeParameters(self, EXECUTOR, on_change=self._on_change)
+        self.parameters.start()
+        names = self.parameters["joint_names"]
+        if not names:
+            raise ValueError("set joint_names: the joints to command, in the controller's order")
+        self._period_s = 1.0 / self.parameters["control_rate_hz"]
+        self._motion = ChunkExecutor(
+            names, required_limits(self.parameters, names), self._period_s
+        )
+        self._on_change({})
+        self._command: Command | None = None
+        self._not_before_s = -math.inf
+        self._ticked_at_s: float | None = None
+        self._jitter = LatencyWindow(self.parameters["latency_window"])
+        self._chunk_rate = RateMeter(REFUSAL_SHOWN_S)
+        self._refusal, self._refused_at_s = "", -math.inf
+        self._unusable = 0
+        self._make_interfaces()
+
+    def _make_interfaces(self) -> None:
+        output = self.parameters["output"]
+        self._commands = (
+            self.create_publisher(Float64MultiArray, "~/commands", RELIABLE)
+            if output in ("commands", "both")
+            else None
+        )
+        self._trajectories = (
+            self.create_publisher(JointTrajectory, "~/joint_trajectory", RELIABLE)
+            if output in ("trajectory", "both")
+            else None
+        )
+        self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, RELIABLE)
+        self.create_subscription(
+            JointState, JOINT_STATES, self._on_joint_state, sensor_qos("best_effort")
+        )
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        self.create_timer(self._period_s, self._on_tick)
+        self._diagnostics = DiagnosticsPublisher(self, self._hardware_id, self._reports)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    # Inputs
+
+    def _on_chunk(self, message: ActionChunk) -> None:
+        now_s = self._now_s()
+        try:
+            chunk = chunk_from_msg(message)
+        except MessageError as error:
+            self._refuse(str(error), now_s)
+            return
+        if chunk.observed_at_s < self._not_before_s:
+            self._refuse("chunk was observed before the reset", now_s)
+            return
+        reason = self._motion.accept(chunk, message.joint_names, now_s)
+        if reason:
+            self._refuse(reason, now_s)
+        else:
+            self._chunk_rate.tick(now_s)
+
+    def _on_joint_state(self, message: JointState) -> None:
+        now_s = self._now_s()
+        stamp_s = seconds(message.header.stamp)
+        if stamp_s < self._not_before_s:
+            return
+        try:
+            positions = joint_positions(message, self._motion.joint_names)
+            age_s = now_s - stamp_s
+            if age_s > self.parameters["max_chunk_age_s"]:
+                raise MessageError(f"JointState is {age_s:.3f} s old; compare the clocks")
+        except MessageError as error:
+            self._refuse(str(error), now_s)
+            return
+        self._motion.set_measured(positions, stamp_s)
+
+    def _refuse(self, reason: str, now_s: float) -> None:
+        self._unusable += 1
+        self._refusal, self._refused_at_s = reason, now_s
+        self.get_logger().warning(f"refused: {reason}", throttle_duration_sec=5.0)
+
+    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        """The robot was moved by something else: begin anew where it now is.
+
+        Chunks made from older observations are refused, and no command is sent before a new one.
+        """
+        self._motion.reset()
+        self._command = None
+        self._not_before_s = self._now_s()
+        response.success, response.message = True, "waiting for a measurement and a new chunk"
+        return response
+
+    # Ticks
+
+    def _on_tick(self) -> None:
+        now_s = self._now_s()
+        if now_s < self._not_before_s:  # the clock went back: that reset is not of this time
+            self._not_before_s = -math.inf
+        self._count_jitter(now_s)
+        self._command = self._motion.command(now_s)
+        if self._command.positions is None:
+            return
+        if self._commands is not None:
+            self._commands.publish(commands_msg(self._command.positions))
+        if self._trajectories is not None:
+            self._trajectories.publish(self._trajectory(self._command))
+
+    def _trajectory(self, command: Command) -> JointTrajectory:
+        """One point, to be reached by the next tick. A zero stamp means: begin now."""
+        period = Duration(sec=int(self._period_s), nanosec=round(self._period_s % 1.0 * NS))
+        point = JointTrajectoryPoint(time_from_start=period)
+        point.positions = command.positions.tolist() if command.positions is not None else []
+        return JointTrajectory(joint_names=list(self._motion.joint_names), points=[point])
+
+    def _count_jitter(self, now_s: float) -> None:
+        if self._ticked_at_s is not None:
+            late_ms = abs(now_s - self._ticked_at_s - self._period_s) * 1e3
+            self._jitter.add({"jitter": late_ms})
+        self._ticked_at_s = now_s
+
+    # Parameters and reports
+
+    def _on_change(self, changed: Mapping[str, Any]) -> None:
+        self._motion.set_times(
+            self.parameters["crossfade_s"],
+            self.parameters["hold_timeout_s"],
+            self.parameters["max_chunk_age_s"],
+        )
+
+    def _now_s(self) -> float:
+        return float(self.get_clock().now().nanoseconds * 1e-9)
+
+    def _hardware_id(self) -> str:
+        return self.parameters["hardware_id"] or socket.gethostname()
+
+    def _reports(self) -> list[Report]:
+        now_s, stats = self._now_s(), self._motion.stats
+        state = self._command.state if self._command else "waiting"
+        reason = self._command.reason if self._command else "no tick yet"
+        report = Report("execution", fine=state)
+        note_missing_clock(self, report)
+        if state in STATE_LEVELS:
+            report.note(STATE_LEVELS[state], f"{state}: {reason}")
+        if now_s - self._refused_at_s < REFUSAL_SHOWN_S:
+            report.note(WARN, f"refused: {self._refusal}")
+        report.values = {
+            "state": state,
+            "reason": reason,
+            "chunk_rate_hz": self._chunk_rate.rate_hz(now_s),
+            "last_refusal": self._refusal,
+            "refusals": self._unusable,
+            "chunks_accepted": stats.accepted,
+            "clamped_position": stats.clamped_position,
+            "clamped_velocity": stats.clamped_velocity,
+            "clamped_acceleration": stats.clamped_acceleration,
+            "clock_jumps": stats.clock_jumps,
+            "ticks": stats.ticks,
+        }
+        self._report_jitter(report)
+        return [report]
+
+    def _report_jitter(self, report: Report) -> None:
+        found = self._jitter.quantiles().get("jitter")
+        if found is None:
+            return
+        report.values.update(quantile_values("tick_jitter", (found.p50, found.p95, found.p99)))
+        if found.p99 > self.parameters["tick_jitter_warn_ms"]:
+            report.note(WARN, f"tick jitter p99 is {found.p99:.1f} ms")
+
+
+def main() -> int:
+    return run_node(ChunkExecutorNode)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
