@@ -28,10 +28,10 @@ lint: setup
 	$(IN_ENV) ruff check .
 	$(IN_ENV) ruff format --check .
 	$(IN_ENV) mypy
-	$(IN_ENV) lint-imports --no-logo
+	$(IN_ENV) lint-imports --no-logo --no-cache
 
 unit: setup
-	$(IN_ENV) python -m pytest $(ARGS)
+	$(IN_ENV) python -m pytest --timeout 300 $(ARGS)
 
 test-312:
 	@tools/messages_on_python.sh 3.12

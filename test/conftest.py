@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import IO
@@ -28,6 +29,8 @@ def pytest_configure() -> None:
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"  # off, a wrong field can publish stray memory
     os.environ["ROS_LOG_DIR"] = tempfile.mkdtemp(prefix="thor_policy_ros_test_log_")
+    if "AMENT_PREFIX_PATH" not in os.environ:  # pytest was not started by make
+        os.environ["AMENT_PREFIX_PATH"] = sys.prefix
     os.environ["MUJOCO_GL"] = "disable"  # no test may want a screen
     os.environ["HF_HUB_OFFLINE"] = "1"  # nor the network
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # toy sizes: threads only cost
