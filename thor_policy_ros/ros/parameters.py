@@ -7,6 +7,7 @@ of wrong values and the tables of the README.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -154,7 +155,16 @@ class NodeParameters:
         reason = self._check(self._values)
         if reason:
             raise ValueError(reason)
+        self._warn_of_unknown()
         self._started = True
+
+    def _warn_of_unknown(self) -> None:
+        """ROS drops a start value whose name is misspelt without a word."""
+        for name in self._node._parameter_overrides:
+            if not self._node.has_parameter(name) and not name.startswith("qos_overrides."):
+                close = difflib.get_close_matches(name, self._rows, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                self._node.get_logger().warning(f"unknown parameter {name!r} is ignored{hint}")
 
     def __getitem__(self, name: str) -> Value:
         return self._values[name]

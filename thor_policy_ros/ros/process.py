@@ -27,10 +27,15 @@ def run_node(factory: Callable[[], AnyNode], start: Start[AnyNode] = lambda node
     start: gives the coroutine to run first on the executor, or None. A parameter that the node
     refuses ends the process with status 2 and the reason.
     """
-    rclpy.init()
     try:
+        rclpy.init()
         node = factory()
-    except (InvalidParameterTypeException, InvalidParameterValueException, ValueError) as error:
+    except (
+        InvalidParameterTypeException,
+        InvalidParameterValueException,
+        RCLError,
+        ValueError,
+    ) as error:
         sys.stderr.write(f"refused to start: {error}\n")
         rclpy.try_shutdown()
         return 2

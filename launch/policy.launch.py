@@ -1,0 +1,138 @@
+"""The policy on a robot: `ros2 launch thor_policy_ros policy.launch.py checkpoint:=FOLDER`.
+
+The policy node alone only watches and publishes chunks; `execute:=true` adds the chunk executor,
+which moves the robot.
+"""
+
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
+
+from launch import LaunchContext, LaunchDescription
+from thor_policy_ros.backends.registry import BACKENDS
+
+FLAG = ["true", "false"]
+# Default Fast DDS loses most 640x480 images between processes; measured: this loses none.
+LARGE_DATA = "LARGE_DATA?max_msg_size=4MB&sockets_size=4MB&non_blocking=true"
+
+ARGUMENTS = [
+    DeclareLaunchArgument(
+        "backend",
+        default_value="pytorch",
+        choices=list(BACKENDS),
+        description="Engine that runs the model",
+    ),
+    DeclareLaunchArgument(
+        "checkpoint",
+        default_value="",
+        description="Folder with model.safetensors; empty: as the config says",
+    ),
+    DeclareLaunchArgument(
+        "config",
+        default_value="policy",
+        description="Parameter file: a path, or the name of one in the package's config folder "
+        "(policy, pi05_libero, pi05_droid, pi05_aloha, demo)",
+    ),
+    DeclareLaunchArgument("namespace", default_value="", description="Namespace of the nodes"),
+    DeclareLaunchArgument(
+        "use_sim_time",
+        default_value="false",
+        choices=FLAG,
+        description="Take the time from /clock, as a simulator or a bag publishes it",
+    ),
+    DeclareLaunchArgument(
+        "instruction",
+        default_value="",
+        description="Words for the policy; empty: as the config says, or from topic instruction",
+    ),
+    DeclareLaunchArgument(
+        "execute",
+        default_value="false",
+        choices=FLAG,
+        description="Also start chunk_executor_node, which moves the robot",
+    ),
+    DeclareLaunchArgument(
+        "autostart",
+        default_value="true",
+        choices=FLAG,
+        description="Configure and activate the policy node at start, and after a respawn",
+    ),
+    DeclareLaunchArgument(
+        "respawn",
+        default_value="false",
+        choices=FLAG,
+        description="Start a node again when its process ends",
+    ),
+    DeclareLaunchArgument(
+        "large_images",
+        default_value="false",
+        choices=FLAG,
+        description="Fast DDS transport for images above about 64 kB; the camera drivers want the "
+        f"same: FASTDDS_BUILTIN_TRANSPORTS='{LARGE_DATA}'",
+    ),
+    DeclareLaunchArgument(
+        "log_level",
+        default_value="info",
+        choices=["debug", "info", "warn", "error", "fatal"],
+        description="Lowest level of the nodes' messages that is shown",
+    ),
+]
+
+
+def config_file(name: str) -> str:
+    """The path of a parameter file. Raises FileNotFoundError naming the choices."""
+    folder = Path(get_package_share_directory("thor_policy_ros")) / "config"
+    for path in (Path(name), folder / f"{name}.yaml"):
+        if path.is_file():
+            return str(path)
+    names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise FileNotFoundError(f"config {name!r} is neither a file nor one of: {names}")
+
+
+def nodes(context: LaunchContext) -> list[Node]:
+    """The nodes for the arguments as they were resolved; an empty text leaves the config's."""
+    value = {
+        argument.name: LaunchConfiguration(argument.name).perform(context) for argument in ARGUMENTS
+    }
+    flag = {name: value[name] == "true" for name in value if value[name] in FLAG}
+    texts = {name: value[name] for name in ("backend", "checkpoint", "instruction")}
+    policy_parameters = {
+        name: ParameterValue(text, value_type=str) for name, text in texts.items() if text
+    }
+    policy_parameters["autostart"] = flag["autostart"]
+    common = {
+        "package": "thor_policy_ros",
+        "namespace": value["namespace"],
+        "output": "both",
+        "emulate_tty": True,
+        "respawn": flag["respawn"],
+        "respawn_delay": 2.0,
+        "ros_arguments": ["--log-level", value["log_level"]],
+        "additional_env": (
+            {"FASTDDS_BUILTIN_TRANSPORTS": LARGE_DATA} if flag["large_images"] else {}
+        ),
+    }
+    config = ParameterFile(config_file(value["config"]))
+    clock = {"use_sim_time": flag["use_sim_time"]}
+    policy = Node(
+        executable="policy_node",
+        name="policy_node",
+        parameters=[config, policy_parameters, clock],
+        **common,
+    )
+    executor = Node(
+        executable="chunk_executor_node",
+        name="chunk_executor_node",
+        parameters=[config, clock],
+        remappings=[("action_chunk", "policy_node/action_chunk")],
+        **common,
+    )
+    return [policy, executor] if flag["execute"] else [policy]
+
+
+def generate_launch_description() -> LaunchDescription:
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=nodes)])
