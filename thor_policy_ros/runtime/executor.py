@@ -179,16 +179,13 @@ class ChunkExecutor:
         allow_older: take a chunk whose observation is older than the current chunk's.
         A refused chunk changes nothing but the counters.
         """
-        self._advance_clock(now_s)
-        newest_s = -math.inf if allow_older else self._observed_at_s
-        reason = form_refusal(chunk, tuple(joint_names), self.joint_names) or time_refusal(
-            chunk, self._now_s, newest_s, self._max_chunk_age_s, self._max_future_s
-        )
+        reason = self._refusal(chunk, tuple(joint_names), now_s, allow_older)
         if reason:
             self._counts["refused"] += 1
             self._last_refusal = reason
             return reason
         self._counts["accepted"] += 1
+        self._advance_clock(now_s)
         self._observed_at_s = chunk.observed_at_s
         self._follow(self._trajectory(chunk, joint_names), self._now_s)
         return ""
@@ -211,6 +208,19 @@ class ChunkExecutor:
         self._ticked_at_s = now_s
         return Command(self._limiter.positions, self._limiter.velocities, state, reason)
 
+    def _refusal(
+        self, chunk: ActionChunk, chunk_joints: tuple[str, ...], now_s: float, allow_older: bool
+    ) -> str:
+        jumped = self._went_back_s(now_s) > CLOCK_TOLERANCE_S
+        newest_s = -math.inf if allow_older or jumped else self._observed_at_s
+        return form_refusal(chunk, chunk_joints, self.joint_names) or time_refusal(
+            chunk,
+            now_s if jumped else max(now_s, self._now_s),
+            newest_s,
+            self._max_chunk_age_s,
+            self._max_future_s,
+        )
+
     def _trajectory(self, chunk: ActionChunk, joint_names: Sequence[str]) -> Trajectory:
         columns = [list(joint_names).index(name) for name in self.joint_names]
         return Trajectory(
@@ -220,10 +230,13 @@ class ChunkExecutor:
             ends_at_s=min(chunk.ends_at_s, chunk.observed_at_s + self._max_chunk_age_s),
         )
 
-    def _advance_clock(self, now_s: float) -> None:
+    def _went_back_s(self, now_s: float) -> float:
         if not math.isfinite(now_s):
             raise ValueError(f"executor wants a finite time in s, got {now_s}")
-        back_s = self._now_s - now_s
+        return self._now_s - now_s
+
+    def _advance_clock(self, now_s: float) -> None:
+        back_s = self._went_back_s(now_s)
         if back_s <= CLOCK_TOLERANCE_S:
             self._now_s = max(self._now_s, now_s)
             return
