@@ -183,6 +183,13 @@ class TestCrossfade:
         assert np.abs(np.diff(got)).max() < 7 * 1.5 / 0.2 * DT_S * 0.5
         assert min(got) >= 0.0 and max(got) <= 1.0
 
+    def test_a_chunk_at_every_tick_does_not_keep_starting_over(self):
+        ex = executor(crossfade_s=0.1)
+        for k in range(30):
+            ex.accept(chunk([1] * 9, k * DT_S), ("a",), k * DT_S)
+            command = ex.command(k * DT_S)
+        assert position(command) == pytest.approx(1.0, abs=1e-3)
+
     def test_of_two_chunks_between_ticks_only_the_last_counts(self):
         ex = executor(crossfade_s=0.1)
         other = executor(crossfade_s=0.1)

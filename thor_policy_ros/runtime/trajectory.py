@@ -69,7 +69,7 @@ class Crossfade:
 
     def add(self, trajectory: Trajectory, now_s: float, fade_s: float) -> None:
         """Fade to `trajectory` from `now_s` on, within `fade_s`."""
-        if len(self._layers) > 1 and self._layers[-1].fades_in_at_s >= self._sampled_at_s:
+        if len(self._layers) > 1 and self._layers[-1].fades_in_at_s > self._sampled_at_s:
             self._layers.pop()  # never sampled, so nobody followed it
         self._layers.append(_Layer(trajectory, now_s, fade_s))
 
