@@ -124,11 +124,9 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         names = json.loads((folder / INDEX).read_text())["weight_map"].values()
         return [folder / name for name in sorted(set(names))]
-    held = (
-        sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "nothing: no such folder"
-    )
+    held = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "no such folder"
     raise CheckpointError(
-        f"wanted {WEIGHTS} (or {INDEX} with its shards) in {folder}, found {held};"
+        f"wanted {WEIGHTS} (or {INDEX} with its shards) in {folder}, found: {held};"
         " convert a JAX checkpoint with openpi's convert_jax_model_to_pytorch.py first"
     )
 

@@ -24,7 +24,7 @@ def resize_with_pad(image: U8, size: int) -> U8:
     if (height, width) == (size, size):
         return image
     ratio = max(width / size, height / size)
-    new_width, new_height = int(width / ratio), int(height / ratio)
+    new_width, new_height = max(1, int(width / ratio)), max(1, int(height / ratio))
     resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)
     top, left = (size - new_height) // 2, (size - new_width) // 2
     padded = np.zeros((size, size, 3), np.uint8)
