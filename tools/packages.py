@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -76,10 +77,11 @@ def install_torch(plan: Plan) -> None:
     try:
         pip(plan, f"{wanted} (0.2 GB once)", [wanted, "--extra-index-url", CPU_TORCH_INDEX])
     except SetupError as error:
+        pip_of_venv = shlex.quote(f"{plan.venv}/bin/pip")
+        advice = "" if plan.ros else "Use another Python:\n  make clean; make setup PYTHON=...\nor "
         raise SetupError(
-            f"{error}\nNo CPU build of torch could be installed for this Python. Either use "
-            "another Python (make clean; make setup PYTHON=python3.11), or install the torch of "
-            f"your choice and go on:\n  {plan.venv}/bin/pip install torch"
+            f"{error}\nNo CPU build of torch could be installed for this Python. {advice}install "
+            f"the torch of your choice and go on:\n  {pip_of_venv} install torch"
             "  # on x86-64 this is the CUDA build, several GB\n  make setup"
         ) from None
 
