@@ -51,16 +51,19 @@ class RateMeter:
         self._window_s = window_s
         self._stamps: deque[float] = deque()
         self._since_s: float | None = None
+        self._latest_s = -math.inf
 
     def tick(self, now_s: float) -> None:
-        """One event now. A clock that went back starts a new window."""
+        """One event now. The first one starts the measurement and is not counted."""
         self._forget(now_s)
+        self._latest_s = now_s
         if self._since_s is None:
             self._since_s = now_s
-        self._stamps.append(now_s)
+        else:
+            self._stamps.append(now_s)
 
     def rate_hz(self, now_s: float) -> float:
-        """Events in the window, per second of it (of the time since the first, if shorter)."""
+        """Events per second of the window, or of the time since the first if that is shorter."""
         self._forget(now_s)
         if self._since_s is None:
             return 0.0
@@ -68,9 +71,10 @@ class RateMeter:
         return len(self._stamps) / seen_s if seen_s > 0 else 0.0
 
     def _forget(self, now_s: float) -> None:
-        if self._stamps and now_s < self._stamps[-1]:
+        """Drop what left the window, and everything if the clock went back."""
+        if now_s < self._latest_s:
             self._stamps.clear()
-            self._since_s = None
+            self._since_s, self._latest_s = None, -math.inf
         while self._stamps and self._stamps[0] <= now_s - self._window_s:
             self._stamps.popleft()
 

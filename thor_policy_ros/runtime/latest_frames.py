@@ -174,10 +174,9 @@ class LatestFrames:
         found = [self._fault(name, now_s, stamp_s) for name, stamp_s in stamps.items()]
         if not any(found):
             found.append(self._skew(stamps))
-        if not np.isfinite(self._held.state).all():
-            found.append(
-                f"{STATE}: elements {np.nonzero(~np.isfinite(self._held.state))[0]} not finite"
-            )
+        broken = np.nonzero(~np.isfinite(self._held.state))[0].tolist()
+        if broken:
+            found.append(f"{STATE}: elements {broken} are not finite")
         if self._held.prompt is None:
             found.append(f"{PROMPT}: missing, no instruction has come")
         return tuple(reason for reason in found if reason)
