@@ -101,7 +101,7 @@ def _scene_xml() -> str:
     <geom density="500"/>
     <default class="object">
       <geom mass="{OBJECT_MASS_KG / 3}" friction="0.4" group="0"
-            solref="0.01 1"/>
+            solref="0.006 1" solimp="0.97 0.999 0.001" priority="1"/>
     </default>
   </default>
   <worldbody>
@@ -184,7 +184,8 @@ def _object_xml(index: int) -> str:
     <body name="object_{index}" pos="0 0 {size}">
       <joint name="object_{index}_x" type="slide" axis="1 0 0"/>
       <joint name="object_{index}_y" type="slide" axis="0 1 0"/>
-      <joint name="object_{index}_z" type="slide" axis="0 0 1" range="0 2" limited="true"/>
+      <joint name="object_{index}_z" type="slide" axis="0 0 1" range="0 2" limited="true"
+             solreflimit="0.01 1" solimplimit="0.99 0.9999 0.0001"/>
       <joint name="object_{index}_yaw" type="hinge" axis="0 0 1" damping="0.0002"/>
       <geom class="object" name="object_{index}_cube" type="box" size="{size} {size} {size}"/>
       <geom class="object" name="object_{index}_ball" type="sphere" size="{size}"/>
