@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tools.ros_prefixes import environment, sourced_ros
 
-VENV = Path(__file__).resolve().parents[1] / ".venv"
+ROOT = Path(__file__).resolve().parents[1]
+VENV = ROOT / ".venv"
 
 
 def main() -> None:
@@ -17,6 +18,8 @@ def main() -> None:
     if not command:
         sys.exit(__doc__)
     env = environment(os.environ, VENV, sourced_ros(os.environ, VENV))
+    if "ROS_LOG_DIR" not in env and "ROS_HOME" not in env:
+        env["ROS_LOG_DIR"] = str(ROOT / "log")  # rclpy does not start where HOME is not writable
     try:
         os.execvpe(command[0], command, env)
     except FileNotFoundError:

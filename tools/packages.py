@@ -63,12 +63,13 @@ def missing_pins(plan: Plan, present: dict[str, str]) -> list[str]:
 
 
 def install_torch(plan: Plan) -> None:
-    """The CPU build of torch, unless the venv sees a torch already: that one is kept."""
-    present = installed(plan).get("torch")
-    if present:
+    """The pinned CPU build of torch, unless the venv sees a torch that somebody else chose."""
+    wanted = pins(plan.root / "requirements" / "torch.txt")[0] + "+cpu"
+    present = installed(plan).get("torch", "")
+    ours = not present or (present.endswith("+cpu") and not plan.ros)
+    if not ours or wanted == f"torch=={present}":
         print(f"setup: torch {present} is there and stays")
         return
-    wanted = pins(plan.root / "requirements" / "torch.txt")[0] + "+cpu"
     try:
         pip(plan, f"{wanted} (0.2 GB once)", [wanted])
         return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,6 +201,32 @@ def test_environment_of_a_sourced_ros_keeps_it(tmp_path: Path) -> None:
     assert environment(env, tmp_path, [ros]) == env, "a second time changes nothing"
 
 
+def test_commands_run_in_the_environment_of_the_venv() -> None:
+    """Even where HOME is not writable: there rclpy cannot make its log folder."""
+    code = "import os, rclpy; rclpy.init(); print(os.environ['AMENT_PREFIX_PATH'])"
+    env = {k: v for k, v in os.environ.items() if k != "ROS_LOG_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.in_env", "python", "-c", code],
+        cwd=ROOT,
+        env={**env, "HOME": "/proc"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split(os.pathsep)[0].strip() == str(ROOT / ".venv")
+
+
+def test_a_command_that_is_not_there_says_what_to_do() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.in_env", "no-such-command"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("no-such-command: neither in .venv/bin nor on the PATH")
+
+
 def test_missing_ros_packages_are_named(tmp_path: Path) -> None:
     for name in ("ament_cmake", "rclpy", "std_msgs"):
         (tmp_path / "share" / name).mkdir(parents=True)
@@ -215,13 +243,37 @@ def test_a_sourced_ros_gets_only_what_it_lacks(plan: Plan, monkeypatch: pytest.M
     assert not {"numpy", "pillow", "PyYAML", "colcon-ros", "ros-jazzy-rclpy"} & missing
 
 
-def test_a_torch_that_is_there_stays(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("version", "ros"),
+    [
+        ("2.9.0+cu130", ()),
+        ("2.9.0", ()),
+        ("2.9.0+cpu", (Path("/opt/ros/jazzy"),)),
+        (packages.pins(ROOT / "requirements" / "torch.txt")[0].split("==")[1] + "+cpu", ()),
+    ],
+)
+def test_a_torch_that_somebody_chose_stays(
+    plan: Plan,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    version: str,
+    ros: tuple[Path, ...],
 ) -> None:
-    monkeypatch.setattr(packages, "installed", lambda _: {"torch": "2.9.0+cu130"})
+    monkeypatch.setattr(packages, "installed", lambda _: {"torch": version})
     monkeypatch.setattr(packages, "pip", lambda *_: pytest.fail("installs over it"))
+    packages.install_torch(Plan(plan.root, plan.venv, ros=ros))
+    assert f"torch {version} is there and stays" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("present", [{}, {"torch": "2.0.0+cpu"}])
+def test_the_cpu_torch_follows_its_pin(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, present: dict[str, str]
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(packages, "installed", lambda _: present)
+    monkeypatch.setattr(packages, "pip", lambda _plan, _title, arguments: asked.append(arguments))
     packages.install_torch(plan)
-    assert "torch 2.9.0+cu130 is there and stays" in capsys.readouterr().out
+    assert asked == [[packages.pins(ROOT / "requirements" / "torch.txt")[0] + "+cpu"]]
 
 
 def test_no_cpu_torch_is_an_error_and_never_the_cuda_one(
