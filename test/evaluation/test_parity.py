@@ -15,7 +15,7 @@ from support.golden import TOY, TOY_LEROBOT
 from torch import Tensor
 
 from thor_policy_ros.evaluation.cli import main
-from thor_policy_ros.evaluation.parity import compare_arrays
+from thor_policy_ros.evaluation.comparison import compare_arrays
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:

@@ -19,35 +19,16 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Column, Table
-from torch import Tensor
 
 from thor_policy_ros.backends.pytorch import DTYPES, checked_device
-from thor_policy_ros.evaluation.recorded_arrays import (
-    BackendPath,
-    FullPath,
-    computed_arrays,
-    valid_rows,
-)
-from thor_policy_ros.evaluation.recording import Recording, load_recording
+from thor_policy_ros.evaluation.comparison import Row, compare
+from thor_policy_ros.evaluation.recording import load_recording
 from thor_policy_ros.evaluation.sizes import find_sizes
 from thor_policy_ros.model.checkpoint import load_pi05, read_contents
-from thor_policy_ros.model.pi05 import Pi05
 
 TOLERANCE = 2e-4
-
-
-@dataclass(frozen=True)
-class Row:
-    """How one array compares; `within` is false for a NaN and for another shape."""
-
-    name: str
-    shape: tuple[int, ...]
-    max_abs_error: float
-    cosine: float
-    within: bool
 
 
 @dataclass(frozen=True)
@@ -111,29 +92,6 @@ def make_report(arguments: argparse.Namespace) -> Report:
         tolerance=arguments.tolerance,
         rows=tuple(compare(model, recording, arguments.tolerance)),
     )
-
-
-@torch.inference_mode()
-def compare(model: Pi05, recording: Recording, tolerance: float) -> list[Row]:
-    """One row for each recorded array, and one more where the backend computes it too."""
-    full, backend = FullPath(model, recording), BackendPath(model, recording)
-    rows = []
-    for name, recorded in sorted(recording.outputs.items()):
-        kept = valid_rows(name, recorded, full.pad_mask())
-        for label, ours in computed_arrays(name, full, backend):
-            rows.append(compare_arrays(label, ours, kept, tolerance))
-    return rows
-
-
-def compare_arrays(name: str, ours: Tensor, recorded: Tensor, tolerance: float) -> Row:
-    """Largest absolute error and cosine of two arrays, in float64."""
-    shape = tuple(recorded.shape)
-    if ours.shape != recorded.shape:
-        return Row(f"{name}: ours is {list(ours.shape)}", shape, float("nan"), float("nan"), False)
-    a, b = ours.double().cpu().flatten(), recorded.double().flatten()
-    error = float((a - b).abs().max())
-    cosine = float(torch.dot(a, b) / (a.norm() * b.norm()))
-    return Row(name, shape, error, cosine, error <= tolerance)
 
 
 def _print_table(report: Report) -> None:
