@@ -12,13 +12,9 @@ from safetensors.torch import load_file, save_file
 from support.golden import TOY, TOY_LEROBOT, toy_config
 from torch import Tensor
 
-from thor_policy_ros.model.checkpoint import (
-    CheckpointError,
-    load_pi05,
-    read_contents,
-    save_pi05,
-)
+from thor_policy_ros.model.checkpoint import load_pi05, save_pi05
 from thor_policy_ros.model.pi05 import Pi05
+from thor_policy_ros.model.weight_files import CheckpointError, read_contents
 
 LM_HEAD = "paligemma_with_expert.paligemma.lm_head.weight"
 EMBED = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
@@ -100,6 +96,15 @@ def test_keys_are_named_as_the_file_has_them(tmp_path: Path) -> None:
     del tensors["model.time_mlp_in.bias"]
     with pytest.raises(CheckpointError, match=r"missing \(1\):\s+model\.time_mlp_in\.bias"):
         load_pi05(write(tmp_path, tensors), toy_config())
+
+
+def test_a_key_without_the_layouts_prefix_is_unexpected(tmp_path: Path) -> None:
+    tensors = load_file(TOY_LEROBOT / "model.safetensors")
+    tensors["time_mlp_in.bias"] = tensors.pop("model.time_mlp_in.bias")
+    with pytest.raises(CheckpointError) as refused:
+        load_pi05(write(tmp_path, tensors), toy_config())
+    assert "missing (1):\n    model.time_mlp_in.bias\n" in str(refused.value)
+    assert "unexpected (1):\n    time_mlp_in.bias\n" in str(refused.value)
 
 
 def test_a_config_of_more_layers_is_refused() -> None:

@@ -8,8 +8,8 @@ import pytest
 from support.golden import TOY, TOY_LEROBOT, toy_config
 
 from thor_policy_ros.model import infer_sizes as module
-from thor_policy_ros.model.checkpoint import CheckpointError, Contents, read_contents
 from thor_policy_ros.model.infer_sizes import infer_sizes
+from thor_policy_ros.model.weight_files import CheckpointError, Contents, read_contents
 
 
 @pytest.mark.parametrize("folder", [TOY, TOY_LEROBOT], ids=lambda p: p.name)

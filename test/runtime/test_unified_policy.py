@@ -13,8 +13,9 @@ import torch
 from support.toy_checkpoint import TINY, toy_observation, write_toy_checkpoint
 
 import thor_policy_ros
-from thor_policy_ros.model.checkpoint import CheckpointError, load_pi05
+from thor_policy_ros.model.checkpoint import load_pi05
 from thor_policy_ros.model.transforms import Preprocessor
+from thor_policy_ros.model.weight_files import CheckpointError
 from thor_policy_ros.runtime.unified_policy import InferenceRefusedError, UnifiedPolicy
 from thor_policy_ros.types import ModelInputs
 

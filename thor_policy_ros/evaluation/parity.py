@@ -26,7 +26,8 @@ from thor_policy_ros.backends.pytorch import DTYPES, checked_device
 from thor_policy_ros.evaluation.comparison import Row, compare
 from thor_policy_ros.evaluation.recording import load_recording
 from thor_policy_ros.evaluation.sizes import find_sizes
-from thor_policy_ros.model.checkpoint import load_pi05, read_contents
+from thor_policy_ros.model.checkpoint import load_pi05
+from thor_policy_ros.model.weight_files import read_contents
 
 TOLERANCE = 2e-4
 

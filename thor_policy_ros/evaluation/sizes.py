@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from thor_policy_ros.evaluation.recording import Recording
-from thor_policy_ros.model.checkpoint import read_contents
 from thor_policy_ros.model.config import Pi05Config, model_config_from_json, policy_config_from_json
 from thor_policy_ros.model.infer_sizes import infer_sizes
 from thor_policy_ros.model.named_configs import NAMED
+from thor_policy_ros.model.weight_files import read_contents
 
 
 class Sizes(NamedTuple):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import re
 
-from thor_policy_ros.model.checkpoint import CheckpointError, Contents
 from thor_policy_ros.model.config import GemmaConfig, Pi05Config, VisionConfig
+from thor_policy_ros.model.weight_files import CheckpointError, Contents
 
 VISION_HEADS = {1152: 16}
 _PALIGEMMA = "paligemma_with_expert.paligemma."
@@ -85,6 +85,6 @@ def _depth(contents: Contents, layers: str) -> int:
 def _shape(contents: Contents, key: str) -> tuple[int, ...]:
     if key not in contents.shapes:
         raise CheckpointError(
-            f"{contents.folder}: missing {contents.prefix + key}; is this a pi0.5 checkpoint?"
+            f"{contents.folder}: missing {contents.name(key)}; is this a pi0.5 checkpoint?"
         )
     return contents.shapes[key]

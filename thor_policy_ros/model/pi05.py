@@ -101,8 +101,6 @@ class Pi05(nn.Module):
         """The dtype of activations."""
         return self.expert.layers[0].self_attn.o_proj.weight.dtype  # type: ignore[union-attr,return-value]
 
-    # Prefix
-
     def embed_image(self, images: Tensor) -> Tensor:
         """images: f32[B,3,S,S] in [-1,1] -> image tokens [B,N,W]."""
         tokens: Tensor = self.projector(self.vision(images))
@@ -143,8 +141,6 @@ class Pi05(nn.Module):
         """Encode images and prompt: `embed_prefix`, then `encode`."""
         embeddings, pad_mask = self.embed_prefix(images, image_mask, tokens, token_mask)
         return self.encode(embeddings, pad_mask, with_hidden)
-
-    # Flow
 
     def time_condition(self, t: Tensor) -> Tensor:
         """t: f32[B] -> the condition of every adaptive norm, f32[B,expert width]."""
@@ -191,8 +187,6 @@ class Pi05(nn.Module):
             velocity = self.denoise_step(x, times, encoded.keys, encoded.values, encoded.pad_mask)
             x = x - velocity / num_steps
         return x
-
-    # Training
 
     def velocity(self, encoded: Encoded, x_t: Tensor, t: Tensor) -> Tensor:
         """Velocities of K noise draws per prefix, with gradients into prefix and expert.

@@ -1,0 +1,98 @@
+"""What a checkpoint folder holds, told from the headers of its safetensors files.
+
+A folder has `model.safetensors`, or shards listed by `model.safetensors.index.json`. Files
+are memory-mapped; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from thor_policy_ros.model.key_layout import LAYOUT_PREFIXES, UNUSED_KEYS, layout_of
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_FOREIGN = "not in this layout: "
+
+
+class CheckpointError(ValueError):
+    """A checkpoint does not hold exactly what the model needs; the message names each key."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Keys of a checkpoint by openpi's names, whatever its layout.
+
+    shapes: key -> shape; files: key -> the file it is in; unused: keys known to have no
+    meaning for pi0.5, as they are named in the file.
+    """
+
+    folder: Path
+    layout: str
+    shapes: Mapping[str, tuple[int, ...]]
+    files: Mapping[str, Path]
+    unused: tuple[str, ...] = ()
+
+    def name(self, key: str) -> str:
+        """The file's own name of a key."""
+        if key.startswith(_FOREIGN):
+            return key[len(_FOREIGN) :]
+        return LAYOUT_PREFIXES[self.layout] + key
+
+
+def read_contents(folder: Path | str) -> Contents:
+    """Names and shapes; no weight is read. CheckpointError where there are none."""
+    folder = Path(folder)
+    shapes: dict[str, tuple[int, ...]] = {}
+    files: dict[str, Path] = {}
+    for path in _weight_files(folder):
+        with opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 (a file handle, not a mapping)
+                shapes[name] = tuple(file.get_slice(name).get_shape())
+                files[name] = path
+    layout = layout_of(shapes)
+    keys = {name: _openpi_name(name, LAYOUT_PREFIXES[layout]) for name in shapes}
+    used = [name for name in shapes if keys[name] not in UNUSED_KEYS]
+    return Contents(
+        folder=folder,
+        layout=layout,
+        shapes={keys[name]: shapes[name] for name in used},
+        files={keys[name]: files[name] for name in used},
+        unused=tuple(sorted(set(shapes) - set(used))),
+    )
+
+
+def _openpi_name(name: str, prefix: str) -> str:
+    """Without the layout's prefix; a name that lacks it must not pass for another key."""
+    return name[len(prefix) :] if name.startswith(prefix) else _FOREIGN + name
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, memory-mapped; CheckpointError where it is missing or broken."""
+    try:
+        handle = safe_open(path, framework="pt", device="cpu")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path} as safetensors: {error}") from error
+    with handle as file:
+        yield file
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        names = json.loads((folder / INDEX).read_text())["weight_map"].values()
+        return [folder / name for name in sorted(set(names))]
+    held = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "no such folder"
+    raise CheckpointError(
+        f"wanted {WEIGHTS} (or {INDEX} with its shards) in {folder}, found: {held};"
+        " convert a JAX checkpoint with openpi's convert_jax_model_to_pytorch.py first"
+    )
