@@ -2,7 +2,7 @@
 
 Both openpi's and LeRobot's key layouts load. Each tensor is copied once, from the mapped
 file into its place on the target device in the target dtype: the module is built without
-memory, so 3.6 billion parameters take no more than their own size.
+memory, so 3.4 billion parameters take no more than their own size.
 """
 
 from __future__ import annotations
