@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SetupError as error:
         print(f"\nsetup stopped: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nsetup stopped; `make setup` goes on where it was", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,21 +49,34 @@ def step(
     words = [str(word) for word in command]
     log = plan.venv / "setup.log"
     print(f"setup: {title} ...", end="", flush=True)
-    began = time.monotonic()
     with log.open("ab") as output:
         output.write(f"\n+ {' '.join(words)}\n".encode())
         output.flush()
         start = output.tell()
-        status = subprocess.run(
+        with subprocess.Popen(
             words,
             cwd=plan.venv,
             env={**plan.environ, **(settings or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-        ).returncode
-    print(f" {time.monotonic() - began:.0f} s", flush=True)
+        ) as process:
+            status = _wait(process, title)
     if status != 0:
         lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
         shown = "\n".join(f"  | {line}" for line in lines[-LOG_TAIL:])
         raise SetupError(f"{title} failed; the whole log is {log}\n{shown}")
+
+
+def _wait(process: subprocess.Popen[bytes], title: str) -> int:
+    """The exit status of a step; a person at a terminal sees the seconds pass."""
+    began = time.monotonic()
+    again = f"\rsetup: {title} ..." if sys.stdout.isatty() else ""
+    while True:
+        try:
+            status = process.wait(timeout=1.0 if again else None)
+        except subprocess.TimeoutExpired:
+            print(f"{again} {time.monotonic() - began:.0f} s", end="", flush=True)
+            continue
+        print(f"{again} {time.monotonic() - began:.0f} s", flush=True)
+        return status
