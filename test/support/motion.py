@@ -38,13 +38,15 @@ def joint_limits(
 
 
 @st.composite
-def limits(draw: st.DrawFn, joints: int = 2) -> JointLimits:
-    """Any limits, some absent, some leaving no room at all."""
+def limits(draw: st.DrawFn, joints: int = 2, brisk: bool = False) -> JointLimits:
+    """Any limits, some absent, some leaving no room at all. brisk: none so slow as to bore."""
     edges = [sorted((draw(_edges), draw(_edges))) for _ in range(joints)]
     lower = [-math.inf if a == math.inf else a for a, _ in edges]
     upper = [b for _, b in edges]
-    speeds = [draw(_speeds) for _ in range(joints)]
-    accelerations = [draw(_accelerations) for _ in range(joints)]
+    speeds = [draw(_speeds.filter(lambda x: not brisk or x >= 1)) for _ in range(joints)]
+    accelerations = [
+        draw(_accelerations.filter(lambda x: not brisk or x >= 2)) for _ in range(joints)
+    ]
     return joint_limits(lower, upper, speeds, accelerations, joints)
 
 

@@ -288,7 +288,7 @@ class ChunkExecutor:
             self._reference = self._limiter.positions
         self._plan.add(trajectory, now_s, self._crossfade_s)
         if self._crossfade_s == 0.0:
-            self._reference = self._limiter.clip(trajectory.sample(self._ticked_at_s))
+            self._reference = self._limiter.clip(trajectory.preview(self._ticked_at_s).at)
 
     def _state(self, now_s: float) -> tuple[CommandState, str]:
         if self._plan is None:
@@ -305,12 +305,11 @@ class ChunkExecutor:
 
     def _track(self, now_s: float) -> None:
         assert self._plan is not None
-        self._plan.forget_covered(now_s)
-        wanted = self._plan.sample(now_s)
-        reference = self._limiter.clip(wanted)
-        done = self._limiter.follow(self._reference, reference)
+        wanted, clip = self._plan.follow(now_s), self._limiter.clip
+        reference = clip(wanted.at)
+        done = self._limiter.follow(self._reference, reference, clip(wanted.low), clip(wanted.high))
         self._reference = reference
-        outside = bool((wanted != reference).any())
+        outside = bool((wanted.at != reference).any())
         self._counts["clamped_position"] += done.position or outside
         self._counts["clamped_velocity"] += done.velocity
         self._counts["clamped_acceleration"] += done.acceleration

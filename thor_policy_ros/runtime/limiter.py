@@ -7,7 +7,7 @@ change of that velocity from the tick before, divided by `control_dt_s`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,14 +37,16 @@ class JointLimiter:
 
     A reference that respects the limits, met at its position and velocity, is reproduced
     exactly. Any other is caught up with along the fastest approach that does not overshoot a
-    reference of steady velocity. The state is always one from which the joint can still brake
-    before its position limits, which is why there is always an allowed next step.
+    reference of steady velocity; where the reference will stop or turn is told by its range.
+    The state is always one from which the joint can still brake before its position limits,
+    which is why there is always an allowed next step.
     """
 
     def __init__(self, limits: JointLimits, control_dt_s: float) -> None:
         self._dt = control_dt_s
         self.lower = np.maximum(limits.lower.astype(np.float64), -FAR_AWAY)
         self.upper = np.minimum(limits.upper.astype(np.float64), FAR_AWAY)
+        self._nowhere = np.full_like(self.lower, 10 * FAR_AWAY)
         self._max_speed = limits.velocity.astype(np.float64)
         self._max_change = limits.acceleration.astype(np.float64) * control_dt_s
         unlimited = np.isinf(self._max_change)
@@ -66,19 +68,28 @@ class JointLimiter:
         """The nearest positions inside the position limits."""
         return np.minimum(np.maximum(positions, self.lower), self.upper)
 
-    def follow(self, previous: F64, reference: F64) -> Interventions:
+    def follow(
+        self, previous: F64, reference: F64, low: F64 | None = None, high: F64 | None = None
+    ) -> Interventions:
         """One tick towards `reference`, which was at `previous` one tick ago.
 
         Both f64[A] inside the position limits. In the frame that moves with the reference the
         joint is `previous - positions` away from it, and approaches no faster than it can
-        brake.
+        brake. low, high: f64[A], the range that the reference will not leave from now on, if
+        known; the joint brakes in time to stay inside, if it can.
         """
-        error = previous - self.positions
-        approach, up, down = self._speed_to_stop_within(
-            np.stack((np.abs(error), self.upper - self.positions, self.positions - self.lower))
+        high = self._nowhere if high is None else high
+        low = -self._nowhere if low is None else low
+        at, error = self.positions, previous - self.positions
+        approach, up, down, soft_up, soft_down = self._speed_to_stop_within(
+            np.stack((np.abs(error), self.upper - at, at - self.lower, high - at, at - low))
         )
         wanted = (reference - previous) / self._dt + np.copysign(approach, error)
-        return self._move(wanted, up, down)
+        braked = np.minimum(np.maximum(wanted, -soft_down), soft_up)
+        done = self._move(braked, up, down)
+        if (np.abs(braked - wanted) > ABSOLUTE_ROUNDING).any():
+            return replace(done, acceleration=True)
+        return done
 
     def brake(self) -> None:
         """One tick of the strongest allowed deceleration towards rest."""

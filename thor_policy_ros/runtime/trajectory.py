@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A reference at one time, and the range that it will not leave from then on; f64[A] each."""
+
+    at: F64
+    low: F64
+    high: F64
+
+    def faded(self, newer: Preview, weight: float) -> Preview:
+        """A share of `weight` of `newer`, growing from now on.
+
+        The range holds for every later weight: between the range of now and that of `newer`.
+        """
+        return Preview(
+            self.at + weight * (newer.at - self.at),
+            np.minimum(newer.low, self.low + weight * (newer.low - self.low)),
+            np.maximum(newer.high, self.high + weight * (newer.high - self.high)),
+        )
 
 
 @dataclass(frozen=True)
@@ -22,14 +44,28 @@ class Trajectory:
     dt_s: float
     ends_at_s: float
 
-    def sample(self, time_s: float) -> F64:
-        """f64[A] at `time_s`."""
-        position = (min(time_s, self.ends_at_s) - self.starts_at_s) / self.dt_s
-        position = min(max(position, 0.0), len(self.rows) - 1.0)
-        row = min(int(position), len(self.rows) - 2)
-        if row < 0:
-            return self.rows[0]
-        return self.rows[row] + (position - row) * (self.rows[row + 1] - self.rows[row])
+    def preview(self, time_s: float) -> Preview:
+        """The trajectory at `time_s` and its range from then on."""
+        place = self._place(time_s)
+        row = int(place)
+        if row == len(self.rows) - 1:
+            return Preview(self.rows[row], self.rows[row], self.rows[row])
+        at = self.rows[row] + (place - row) * (self.rows[row + 1] - self.rows[row])
+        if time_s >= self.ends_at_s:
+            return Preview(at, at, at)
+        low, high = self._ranges
+        return Preview(at, np.minimum(at, low[row + 1]), np.maximum(at, high[row + 1]))
+
+    def _place(self, time_s: float) -> float:
+        """The row, with a fraction, that `time_s` falls on."""
+        rows = (min(time_s, self.ends_at_s) - self.starts_at_s) / self.dt_s
+        return min(max(rows, 0.0), len(self.rows) - 1.0)
+
+    @cached_property
+    def _ranges(self) -> tuple[F64, F64]:
+        """Lowest and highest value of each joint from each row on, as far as it is reached."""
+        reached = self.rows[: math.ceil(self._place(self.ends_at_s)) + 1][::-1]
+        return np.minimum.accumulate(reached)[::-1], np.maximum.accumulate(reached)[::-1]
 
 
 def constant(positions: F64) -> Trajectory:
@@ -60,8 +96,8 @@ class Crossfade:
     """
 
     def __init__(self, base: Trajectory) -> None:
-        self._layers = [_Layer(base, fades_in_at_s=-np.inf, fade_s=0.0)]
-        self._sampled_at_s = -np.inf
+        self._layers = [_Layer(base, fades_in_at_s=-math.inf, fade_s=0.0)]
+        self._followed_at_s = -math.inf
 
     @property
     def newest(self) -> Trajectory:
@@ -69,20 +105,16 @@ class Crossfade:
 
     def add(self, trajectory: Trajectory, now_s: float, fade_s: float) -> None:
         """Fade to `trajectory` from `now_s` on, within `fade_s`."""
-        if len(self._layers) > 1 and self._layers[-1].fades_in_at_s > self._sampled_at_s:
-            self._layers.pop()  # never sampled, so nobody followed it
+        if len(self._layers) > 1 and self._layers[-1].fades_in_at_s > self._followed_at_s:
+            self._layers.pop()  # came and went between two ticks: nobody followed it
         self._layers.append(_Layer(trajectory, now_s, fade_s))
 
-    def sample(self, time_s: float) -> F64:
-        """f64[A] at `time_s`."""
-        self._sampled_at_s = time_s
-        result = self._layers[0].trajectory.sample(time_s)
-        for layer in self._layers[1:]:
-            weight = layer.weight(time_s)
-            result = result + weight * (layer.trajectory.sample(time_s) - result)
-        return result
-
-    def forget_covered(self, now_s: float) -> None:
-        """Drop the layers that no longer count from `now_s` on."""
+    def follow(self, now_s: float) -> Preview:
+        """The blend at `now_s`, which must not be before the last call's."""
+        self._followed_at_s = now_s
         while len(self._layers) > 1 and self._layers[1].weight(now_s) >= 1.0:
             del self._layers[0]
+        blend = self._layers[0].trajectory.preview(now_s)
+        for layer in self._layers[1:]:
+            blend = blend.faded(layer.trajectory.preview(now_s), layer.weight(now_s))
+        return blend
