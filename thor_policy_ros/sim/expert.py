@@ -30,12 +30,12 @@ _SPEED_M_S = 0.42
 _CLIMB_M_S = 0.26
 _GAIN_HZ = 14.0
 _BRAKE_M_S2 = 2.5
-_ALIGNED_M = 0.012
+_ALIGNED_M = 0.016
 """Within this distance of the object's axis the tip goes all the way down."""
-_APPROACH_M = 0.032
+_APPROACH_M = 0.040
 """At this distance it must be up at the approach height."""
 _APPROACH_CLEARANCE_M = 0.055
-_FOLLOW_CLEARANCE_M = 0.040
+_FOLLOW_CLEARANCE_M = 0.045
 _PRESS_M = 0.004
 _LIFTED_TIP_M = 0.20
 _SUCTION_RADIUS_M = 0.024

@@ -178,8 +178,7 @@ def _record(job: _Job) -> _Job:
     rows = slice(job.start * FRAMES_PER_EPISODE, job.stop * FRAMES_PER_EPISODE)
     for name, values in frames.items():
         file = np.load(Path(job.folder) / f"{name}.npy", mmap_mode="r+")
-        file[rows] = values
-        file.flush()
+        file[rows] = values  # not flushed: the readers share the page cache, msync is slow
     return job
 
 
