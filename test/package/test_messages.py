@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from rclpy.serialization import deserialize_message, serialize_message
-from thor_policy_ros.msg import ActionChunk, FrameLatency
 
 import thor_policy_ros
 from thor_policy_ros import msg
+from thor_policy_ros.msg import ActionChunk, FrameLatency
 
 MSG = Path(thor_policy_ros.__file__).resolve().parents[1] / "msg"
 FILES = sorted(MSG.glob("*.msg"))
