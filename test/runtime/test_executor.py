@@ -122,6 +122,15 @@ class TestTracking:
         command = follow(ex, 0.0, 0.1)[-1]
         assert command.velocities == pytest.approx([10.0])
 
+    def test_a_command_cannot_be_written_to(self):
+        """It is where the next step starts."""
+        ex = executor()
+        ex.accept(chunk([0, 1, 2], 0.0), ("a",), 0.0)
+        command = ex.command(0.0)
+        for values in (command.positions, command.velocities):
+            with pytest.raises(ValueError, match="read-only"):
+                values[0] = 1.0
+
     def test_columns_are_mapped_by_joint_name(self):
         ex = ChunkExecutor(("a", "b"), joint_limits(-9, 9, np.inf, np.inf, 2), DT_S, 0.0)
         ex.set_measured([0, 0], 0.0)

@@ -36,7 +36,7 @@ class Command:
 
     positions: f64[A] in the executor's joint order, robot units, or None while 'waiting'.
         float64, since rounding to float32 reads as 1e-2 rad/s^2 at 100 Hz.
-    velocities: f64[A] per second, of the step that leads to `positions`.
+    velocities: f64[A] per second, of the step that leads to `positions`. Both read-only.
     reason: why the state is not 'tracking', else ''.
     """
 
@@ -206,7 +206,10 @@ class ChunkExecutor:
         else:
             self._track(now_s)
         self._ticked_at_s = now_s
-        return Command(self._limiter.positions, self._limiter.velocities, state, reason)
+        positions, velocities = self._limiter.positions, self._limiter.velocities
+        # The next step starts from these very arrays.
+        positions.flags.writeable = velocities.flags.writeable = False
+        return Command(positions, velocities, state, reason)
 
     def _refusal(
         self, chunk: ActionChunk, chunk_joints: tuple[str, ...], now_s: float, allow_older: bool
