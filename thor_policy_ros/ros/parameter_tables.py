@@ -230,7 +230,7 @@ CAMERA = (
         "camera.{camera}.transport",
         "string",
         "raw",
-        "sensor_msgs/Image or sensor_msgs/CompressedImage (JPEG, PNG)",
+        "Messages on the topic: sensor_msgs Image (raw) or CompressedImage (JPEG, PNG)",
         choices=("raw", "compressed"),
     ),
     ParameterRow(
