@@ -1,1 +1,1 @@
-"""Making `.venv`: run by make, with nothing but Python's standard library."""
+"""Run by make. Setup uses nothing but Python's standard library."""
