@@ -159,9 +159,7 @@ def test_joints_are_taken_by_name() -> None:
         (joints(["a", "b", "d"], [1.0, float("nan"), float("inf")]), "not finite: b, d"),
     ],
 )
-def test_joint_states_that_cannot_be_used_name_the_joints(
-    message: JointState, reason: str
-) -> None:
+def test_joint_states_that_cannot_be_used_name_the_joints(message: JointState, reason: str) -> None:
     with pytest.raises(MessageError, match=reason):
         joint_positions(message, ("a", "b", "d"))
 

@@ -44,6 +44,11 @@ class Probe(Node):
         """Spins `node` too, in the test's own process."""
         self._spinner.add_node(node)
 
+    def release(self, node: Node) -> None:
+        """Ends a hosted node, so that another may have its name."""
+        self._spinner.remove_node(node)
+        node.destroy_node()
+
     def wait(self, condition: Callable[[], T], what: str, patience_s: float = PATIENCE_S) -> T:
         """Spins until `condition()` is true and returns it; fails naming `what` and the last
         diagnostics otherwise."""
@@ -89,7 +94,9 @@ class Probe(Node):
         return {value.key: value.value for value in status.values}
 
     def set_parameter(self, node: str, name: str, value: Any) -> SetParametersResult:
-        request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+        request = SetParameters.Request(
+            parameters=[Parameter(name, value=value).to_parameter_msg()]
+        )
         return self.call(SetParameters, f"{node}/set_parameters", request).results[0]
 
     def transition(self, node: str, label: str) -> bool:
