@@ -15,8 +15,6 @@ from tools.machine import SetupError
 from tools.steps import Plan, step
 
 REQUIREMENTS = ("ros_wheels.txt", "runtime.txt", "demo.txt", "dev.txt")
-# PyPI's own torch brings gigabytes of CUDA; the CPU build has an index of its own.
-CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def install_packages(plan: Plan) -> None:
@@ -63,8 +61,13 @@ def missing_pins(plan: Plan, present: dict[str, str]) -> list[str]:
 
 
 def install_torch(plan: Plan) -> None:
-    """The pinned CPU build of torch, unless the venv sees a torch that somebody else chose."""
-    wanted = pins(plan.root / "requirements" / "torch.txt")[0] + "+cpu"
+    """The pinned torch, its CPU build where the index has one, unless a torch is there already.
+
+    On a machine with a ROS of its own (a robot) nothing but the CPU build is ever chosen for the
+    user: there the right build depends on the GPU.
+    """
+    pinned = pins(plan.root / "requirements" / "torch.txt")[0]
+    wanted = pinned + "+cpu"
     present = installed(plan).get("torch", "")
     ours = not present or (present.endswith("+cpu") and not plan.ros)
     if not ours or wanted == f"torch=={present}":
@@ -72,19 +75,23 @@ def install_torch(plan: Plan) -> None:
         return
     try:
         pip(plan, f"{wanted} (0.2 GB once)", [wanted])
-        return
-    except SetupError:
-        print("setup: not on the configured package index; trying PyTorch's own")
-    try:
-        pip(plan, f"{wanted} (0.2 GB once)", [wanted, "--extra-index-url", CPU_TORCH_INDEX])
     except SetupError as error:
-        pip_of_venv = shlex.quote(f"{plan.venv}/bin/pip")
-        advice = "" if plan.ros else "Use another Python:\n  make clean; make setup PYTHON=...\nor "
-        raise SetupError(
-            f"{error}\nNo CPU build of torch could be installed for this Python. {advice}install "
-            f"the torch of your choice and go on:\n  {pip_of_venv} install torch"
-            "  # on x86-64 this is the CUDA build, several GB\n  make setup"
-        ) from None
+        if plan.ros:
+            raise SetupError(_torch_advice(plan, error)) from None
+        print(
+            f"setup: the package index has no {wanted}; taking {pinned}, which on x86-64 brings "
+            "CUDA, several GB.\n       To take the CPU build instead, stop here and name PyTorch's "
+            "CPU index in PIP_EXTRA_INDEX_URL."
+        )
+        pip(plan, f"{pinned} (several GB once)", [pinned])
+
+
+def _torch_advice(plan: Plan, error: SetupError) -> str:
+    pip_of_venv = shlex.quote(f"{plan.venv}/bin/pip")
+    return (
+        f"{error}\nNo CPU build of torch could be installed for this Python. Install the torch "
+        f"that fits this machine's GPU, and go on:\n  {pip_of_venv} install torch\n  make setup"
+    )
 
 
 def pip(plan: Plan, title: str, arguments: Sequence[str]) -> None:

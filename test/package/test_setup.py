@@ -276,17 +276,30 @@ def test_the_cpu_torch_follows_its_pin(
     assert asked == [[packages.pins(ROOT / "requirements" / "torch.txt")[0] + "+cpu"]]
 
 
-def test_no_cpu_torch_is_an_error_and_never_the_cuda_one(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_cpu_torch(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An index without the CPU build; the list fills with what was asked of it."""
     asked: list[str] = []
 
-    def unavailable(_: Plan, title: str, arguments: list[str]) -> None:
+    def install(_: Plan, title: str, arguments: list[str]) -> None:
         asked.append(arguments[0])
-        raise SetupError("no matching distribution")
+        if arguments[0].endswith("+cpu"):
+            raise SetupError("no matching distribution")
 
     monkeypatch.setattr(packages, "installed", lambda _: {})
-    monkeypatch.setattr(packages, "pip", unavailable)
+    monkeypatch.setattr(packages, "pip", install)
+    return asked
+
+
+def test_without_a_cpu_torch_a_robot_is_left_to_choose(plan: Plan, no_cpu_torch: list[str]) -> None:
     with pytest.raises(SetupError, match=r"pip install torch"):
-        packages.install_torch(plan)
-    assert asked and all(requirement.endswith("+cpu") for requirement in asked)
+        packages.install_torch(Plan(plan.root, plan.venv, ros=(Path("/opt/ros/jazzy"),)))
+    assert [requirement for requirement in no_cpu_torch if not requirement.endswith("+cpu")] == []
+
+
+def test_without_a_cpu_torch_the_pinned_one_is_taken_and_said_to_be_big(
+    plan: Plan, no_cpu_torch: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    packages.install_torch(plan)
+    assert no_cpu_torch == [no_cpu_torch[1] + "+cpu", no_cpu_torch[1]]
+    assert "several GB" in capsys.readouterr().out
