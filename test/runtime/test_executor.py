@@ -150,6 +150,20 @@ class TestTracking:
         stats = ex.stats
         assert stats.clamped_velocity == stats.clamped_acceleration == stats.clamped_position == 0
 
+    def test_a_chunk_that_stays_where_the_joint_is_moves_nothing(self):
+        """At the start, and after a stop."""
+        ex = executor(NORMAL, start=0.5, crossfade_s=0.1, hold_timeout_s=0.0)
+        ex.accept(chunk([0.5] * 4, 0.0), ("a",), 0.0)
+        assert {position(c) for c in follow(ex, 0.0, 0.4)} == {0.5}
+        ex.accept(chunk([1.5] * 3, 0.4), ("a",), 0.4)
+        *_, last = follow(ex, 0.41, 1.2)
+        assert last.state == "stopped" and position(last) > 0.6
+        before = ex.stats
+        ex.accept(chunk([position(last)] * 9, 1.2), ("a",), 1.2)
+        stayed = [position(c) for c in follow(ex, 1.21, 1.9)]
+        assert stayed == pytest.approx([position(last)] * len(stayed), abs=1e-7)
+        assert ex.stats.clamped_acceleration == before.clamped_acceleration
+
     def test_irregular_ticks_do_not_shift_the_motion(self):
         """Commands belong to the clock, not to the count of ticks."""
         ex = executor(joint_limits(-9, 9, 9.0, 1e4))
@@ -287,6 +301,23 @@ class TestClock:
         assert commands[-1].state == "tracking"
         assert ex.stats.clock_jumps == 1
         assert_limits_kept([c.positions for c in commands], [0.0], NORMAL, DT_S)
+
+    def test_a_leap_back_before_the_start_forgets_what_was_measured_and_planned(self):
+        ex = executor()
+        ex.set_measured([0.0], 100.0)
+        ex.accept(chunk([1.5] * 10, 100.0), ("a",), 100.0)
+        assert "not been measured" in ex.command(1.0).reason
+        ex.set_measured([0.0], 1.0)
+        assert "no valid chunk" in ex.command(1.0).reason
+
+    def test_a_chunk_of_the_new_time_is_taken_at_once(self):
+        ex = executor()
+        ex.set_measured([0.0], 100.0)
+        ex.accept(chunk([1.0] * 10, 100.0), ("a",), 100.0)
+        ex.command(100.0)
+        assert ex.accept(chunk([0.5] * 10, 1.0), ("a",), 1.0) == ""
+        command = ex.command(1.01)
+        assert (command.state, position(command)) == ("tracking", 0.5)
 
     def test_a_leap_forward_catches_up_within_the_limits(self):
         ex = executor(NORMAL)

@@ -118,7 +118,6 @@ class ChunkExecutor:
         self._counts = dict.fromkeys(_COUNTERS, 0)
         self._last_refusal = ""
         self._now_s = -math.inf
-        self._ticked_at_s = -math.inf
         self._started = False
         self._measured: F64 | None = None
         self._measured_at_s = -math.inf
@@ -205,7 +204,6 @@ class ChunkExecutor:
             self._limiter.brake()
         else:
             self._track(now_s)
-        self._ticked_at_s = now_s
         positions, velocities = self._limiter.positions, self._limiter.velocities
         # The next step starts from these very arrays.
         positions.flags.writeable = velocities.flags.writeable = False
@@ -245,7 +243,6 @@ class ChunkExecutor:
             return
         self._counts["clock_jumps"] += 1
         self._now_s = now_s
-        self._ticked_at_s = now_s
         self._observed_at_s = -math.inf
         self._measured = None
         self._pending = None
@@ -265,7 +262,6 @@ class ChunkExecutor:
             return outside
         self._limiter.start(self._measured)
         self._started = True
-        self._ticked_at_s = now_s
         self._follow(self._pending, now_s)
         self._pending = None
         return ""
@@ -290,8 +286,6 @@ class ChunkExecutor:
             self._plan = Crossfade(constant(self._limiter.positions))
             self._reference = self._limiter.positions
         self._plan.add(trajectory, now_s, self._crossfade_s)
-        if self._crossfade_s == 0.0:
-            self._reference = self._limiter.clip(trajectory.preview(self._ticked_at_s).at)
 
     def _state(self, now_s: float) -> tuple[CommandState, str]:
         if self._plan is None:
