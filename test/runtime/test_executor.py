@@ -394,13 +394,15 @@ def test_settings_that_make_no_sense_are_refused(wrong, said):
 
 
 def test_a_tick_is_cheap():
-    """Of 14 joints, with a new chunk fading in at every tick: well under 0.3 ms of 10."""
+    """Of 14 joints, with chunks at 33 Hz, six of them fading at a time: well under 0.3 of 10 ms."""
     names = tuple(f"joint_{i}" for i in range(14))
     ex = ChunkExecutor(names, joint_limits(-2, 2, 1, 10, 14), DT_S, 0.2, max_chunk_age_s=1.0)
     ex.set_measured(np.zeros(14), 0.0)
     spent_s = []
     for k in range(300):
-        assert ex.accept(chunk(np.full((50, 14), 0.1 * (k % 2)), k * DT_S), names, k * DT_S) == ""
+        if k % 3 == 0:
+            rows = np.full((50, 14), 0.1 * (k % 2))
+            assert ex.accept(chunk(rows, k * DT_S), names, k * DT_S) == ""
         before_s = time.perf_counter()
         ex.command(k * DT_S)
         spent_s.append(time.perf_counter() - before_s)

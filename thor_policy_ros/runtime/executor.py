@@ -91,13 +91,7 @@ class ChunkExecutor:
         start_tolerance: float = 0.05,
     ) -> None:
         self.joint_names = tuple(joint_names)
-        if not self.joint_names or len(set(self.joint_names)) != len(self.joint_names):
-            raise ValueError(f"executor wants joint names, each once; got {self.joint_names}")
-        if limits.lower.shape != (len(self.joint_names),):
-            raise ValueError(
-                f"executor wants limits of {len(self.joint_names)} joints, one per name; "
-                f"got {limits.lower.shape[0]}"
-            )
+        _check_joints(self.joint_names, limits)
         if not (math.isfinite(control_dt_s) and control_dt_s > 0):
             raise ValueError(f"executor wants a positive control_dt_s, got {control_dt_s}")
         if not start_tolerance >= 0:
@@ -314,3 +308,13 @@ class ChunkExecutor:
     def _stop(self, reason: str) -> None:
         self._plan = None
         self._stop_reason = reason
+
+
+def _check_joints(joint_names: tuple[str, ...], limits: JointLimits) -> None:
+    if not joint_names or len(set(joint_names)) != len(joint_names):
+        raise ValueError(f"executor wants joint names, each once; got {joint_names}")
+    if limits.lower.shape != (len(joint_names),):
+        raise ValueError(
+            f"executor wants limits of {len(joint_names)} joints, one per name; "
+            f"got {limits.lower.shape[0]}"
+        )
