@@ -46,7 +46,7 @@ COMMANDS = (
     ),
     Command(
         "train-demo",
-        "thor_policy_ros.training.train_demo",
+        "thor_policy_ros.evaluation.train_demo",
         "train the demo's policy from nothing: expert data, training, checkpoint",
     ),
 )

@@ -1,0 +1,127 @@
+"""One episode in simulated time: what is told, what is seen, when chunks arrive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from support.tabletop import expert_answer
+
+from thor_policy_ros.evaluation.closed_loop import (
+    Conditions,
+    noise_seed,
+    run_episode,
+    told_instruction,
+)
+from thor_policy_ros.sim.arm_env import TabletopArm
+from thor_policy_ros.types import ActionChunk, FrameTiming, Observation, StepResult
+
+
+@dataclass
+class ExpertRunner:
+    """Stands in for a PolicyRunner: the expert looks at the arm itself; notes every call."""
+
+    env: TabletopArm
+    steps: list[tuple[Observation, float, int, int]] = field(default_factory=list)
+    refuses: str = ""
+
+    def reset(self) -> None:
+        self.steps.clear()
+
+    def step(
+        self, observation: Observation, now_s: float, tick: int, num_steps: int, *, seed: int
+    ) -> StepResult:
+        self.steps.append((observation, now_s, tick, seed))
+        if self.refuses:
+            return StepResult(None, FrameTiming(), refused=self.refuses)
+        return StepResult(ActionChunk(expert_answer(self.env), 0.1, now_s), FrameTiming())
+
+
+@pytest.fixture(scope="module")
+def env() -> TabletopArm:
+    return TabletopArm(image_size=8)
+
+
+@pytest.mark.parametrize("latency_ms", [0.0, 40.0])
+@pytest.mark.parametrize("episode", range(4))
+def test_the_expert_succeeds_through_the_executor(
+    env: TabletopArm, episode: int, latency_ms: float
+) -> None:
+    record = run_episode(env, ExpertRunner(env), Conditions(latency_ms=latency_ms), episode)
+    assert record.success and record.refused_chunks == 0
+    assert record.told == record.intended == env.instruction
+    assert record.duration_s == pytest.approx(env.time_s)
+
+
+def test_an_episode_follows_from_its_seed(env: TabletopArm) -> None:
+    conditions = Conditions(latency_ms=20.0)
+    runner = ExpertRunner(env)
+    first = run_episode(env, runner, conditions, 5)
+    seeds = [step[3] for step in runner.steps]
+    assert run_episode(env, runner, conditions, 5) == first
+    assert [step[3] for step in runner.steps] == seeds
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_the_policy_is_asked_every_replan_ticks(env: TabletopArm) -> None:
+    runner = ExpertRunner(env)
+    run_episode(env, runner, Conditions(replan=3), 1)
+    assert [step[2] for step in runner.steps[:3]] == [0, 3, 6]
+    assert [step[1] for step in runner.steps[:3]] == pytest.approx([0.0, 0.3, 0.6])
+
+
+def test_black_images_are_black_and_the_right_size(env: TabletopArm) -> None:
+    runner = ExpertRunner(env)
+    run_episode(env, runner, Conditions(images="black"), 1)
+    for image in runner.steps[0][0].images.values():
+        assert image.shape == (8, 8, 3) and not image.any()
+    run_episode(env, runner, Conditions(), 1)
+    assert all(image.any() for image in runner.steps[0][0].images.values())
+
+
+def test_what_is_told(env: TabletopArm) -> None:
+    for episode in range(12):
+        env.reset(episode, 0.1)
+        colours = {c for c in ("red", "green", "blue", "yellow") if c in env.instruction}
+        assert told_instruction(env, Conditions(), episode) == env.instruction
+        assert told_instruction(env, Conditions(instruction="blank"), episode) == ""
+        wrong = told_instruction(env, Conditions(instruction="wrong"), episode)
+        assert wrong.split(" the ")[0] == env.instruction.split(" the ")[0]
+        assert not any(colour in wrong for colour in colours)
+        assert wrong == told_instruction(env, Conditions(instruction="wrong"), episode)
+
+
+def test_a_runner_that_refuses_leaves_the_arm_where_it_is(env: TabletopArm) -> None:
+    runner = ExpertRunner(env, refuses="not finite")
+    env.reset(2, 0.12)
+    start = env.state()
+    record = run_episode(env, runner, Conditions(), 2)
+    assert record.outcome == "timeout" and record.last_refusal == "not finite"
+    assert record.refused_chunks == len(runner.steps) == 80
+    np.testing.assert_allclose(env.state(), start, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"instruction": "loud"}, "choose one of: right, blank, wrong"),
+        ({"images": "pink"}, "choose one of: normal, black"),
+        ({"speed_m_s": -0.1}, "speed_m_s wants at least 0"),
+        ({"num_steps": 0}, "num_steps wants at least 1"),
+        ({"replan": 0}, "replan wants at least 1"),
+    ],
+)
+def test_impossible_conditions_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(Conditions(), **change)
+
+
+def test_noise_differs_between_chunks_episodes_and_settings() -> None:
+    seeds = {
+        noise_seed(Conditions(seed=seed), episode, tick)
+        for seed in range(3)
+        for episode in range(3)
+        for tick in range(3)
+    }
+    assert len(seeds) == 27

@@ -1,0 +1,35 @@
+"""Wilson's interval against published values and its own definition."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thor_policy_ros.evaluation.intervals import Z_95, wilson_interval
+
+
+def test_published_values() -> None:
+    # Newcombe 1998, Statistics in Medicine 17, table I, method 3
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+
+
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_bounds_are_where_the_score_test_just_rejects(case: tuple[int, int]) -> None:
+    successes, trials = case
+    rate = successes / trials
+    for bound in wilson_interval(successes, trials):
+        if 0 < bound < 1:
+            score = (rate - bound) / math.sqrt(bound * (1 - bound) / trials)
+            assert abs(score) == pytest.approx(Z_95, rel=1e-6)
+
+
+def test_no_trials_know_nothing_and_impossible_counts_are_refused() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="got 3 of 2"):
+        wilson_interval(3, 2)

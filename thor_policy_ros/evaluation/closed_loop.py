@@ -1,0 +1,173 @@
+"""One episode of the simulated arm, driven as a robot is: policy ticks, delay, 100 Hz executor.
+
+All time is simulated, so an episode follows from its seed and settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from thor_policy_ros.runtime.executor import ChunkExecutor
+from thor_policy_ros.runtime.policy_runner import PolicyRunner
+from thor_policy_ros.sim.arm_env import TICK_S, TabletopArm
+from thor_policy_ros.sim.instructions import VERBS
+from thor_policy_ros.types import ActionChunk, Observation
+
+CONTROL_DT_S = 0.01
+INSTRUCTIONS = ("right", "blank", "wrong")
+IMAGES = ("normal", "black")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How episodes are run.
+
+    instruction: 'right', 'blank' or 'wrong' (another object of the scene; success still means
+    the one intended). images: 'normal' or 'black'. speed_m_s: of the objects.
+    latency_ms: simulated time from an observation to its chunk reaching the executor.
+    replan: policy ticks of 0.1 s between two chunks.
+    """
+
+    instruction: str = "right"
+    images: str = "normal"
+    speed_m_s: float = 0.12
+    num_steps: int = 3
+    latency_ms: float = 0.0
+    replan: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("instruction", INSTRUCTIONS), ("images", IMAGES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"unknown {name} {getattr(self, name)!r}; choose one of: {', '.join(choices)}"
+                )
+        for name, least in (("speed_m_s", 0), ("num_steps", 1), ("latency_ms", 0), ("replan", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} wants at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """How one episode went. `told`: what the policy was asked; `duration_s` is simulated.
+
+    refused_chunks: by the policy's own check or by the executor; last_refusal: why.
+    """
+
+    seed: int
+    verb: str
+    intended: str
+    told: str
+    outcome: str
+    duration_s: float
+    refused_chunks: int
+    last_refusal: str = ""
+
+    @property
+    def success(self) -> bool:
+        return self.outcome == "success"
+
+
+def run_episode(
+    env: TabletopArm, runner: PolicyRunner, conditions: Conditions, episode_seed: int
+) -> EpisodeRecord:
+    """Play the episode of `episode_seed` to its verdict."""
+    env.reset(episode_seed, conditions.speed_m_s)
+    told = told_instruction(env, conditions, episode_seed)
+    runner.reset()
+    loop = _Loop(env, runner, conditions, told, episode_seed)
+    while env.outcome() == "running":
+        loop.advance()
+    return EpisodeRecord(
+        seed=episode_seed,
+        verb=VERBS[env.episode.verb],
+        intended=env.instruction,
+        told=told,
+        outcome=env.outcome(),
+        duration_s=round(env.time_s, 3),
+        refused_chunks=loop.refused,
+        last_refusal=loop.last_refusal,
+    )
+
+
+def told_instruction(env: TabletopArm, conditions: Conditions, episode_seed: int) -> str:
+    """What the policy is asked in this episode under the conditions."""
+    if conditions.instruction == "blank":
+        return ""
+    if conditions.instruction == "wrong":
+        return env.wrong_instruction(np.random.default_rng(episode_seed))
+    return env.instruction
+
+
+def noise_seed(conditions: Conditions, episode_seed: int, tick: int) -> int:
+    """Seed of the flow's noise: fixed by the settings, different for every chunk."""
+    text = f"{conditions.seed}/{episode_seed}/{tick}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
+
+
+class _Loop:
+    """The 100 Hz loop of one episode: observe, infer, deliver late, execute, let time pass."""
+
+    def __init__(
+        self,
+        env: TabletopArm,
+        runner: PolicyRunner,
+        conditions: Conditions,
+        told: str,
+        episode_seed: int,
+    ) -> None:
+        self._env, self._runner, self._conditions = env, runner, conditions
+        self._told, self._episode_seed = told, episode_seed
+        self._executor = ChunkExecutor(env.joint_names, env.limits, CONTROL_DT_S)
+        self._under_way: deque[tuple[float, ActionChunk]] = deque()
+        self._control_ticks = 0
+        self.refused = 0
+        self.last_refusal = ""
+
+    def advance(self) -> None:
+        """One control tick of CONTROL_DT_S."""
+        now_s = self._control_ticks * CONTROL_DT_S
+        every = round(TICK_S * self._conditions.replan / CONTROL_DT_S)
+        if self._control_ticks % every == 0:
+            self._infer(now_s)
+        self._deliver(now_s)
+        self._executor.set_measured(self._env.state(), now_s)
+        command = self._executor.command(now_s)
+        if command.positions is not None:
+            self._env.command(command.positions.astype(np.float32))
+        self._env.advance(CONTROL_DT_S)
+        self._control_ticks += 1
+
+    def _infer(self, now_s: float) -> None:
+        tick = round(now_s / TICK_S)
+        result = self._runner.step(
+            self._observation(now_s),
+            now_s,
+            tick,
+            self._conditions.num_steps,
+            seed=noise_seed(self._conditions, self._episode_seed, tick),
+        )
+        if result.chunk is None:
+            self._refuse(result.refused)
+        else:
+            self._under_way.append((now_s + self._conditions.latency_ms / 1e3, result.chunk))
+
+    def _deliver(self, now_s: float) -> None:
+        while self._under_way and self._under_way[0][0] <= now_s + 1e-9:
+            _, chunk = self._under_way.popleft()
+            self._refuse(self._executor.accept(chunk, self._env.joint_names, now_s))
+
+    def _refuse(self, reason: str) -> None:
+        if reason:
+            self.refused += 1
+            self.last_refusal = reason
+
+    def _observation(self, now_s: float) -> Observation:
+        images = self._env.images()
+        if self._conditions.images == "black":
+            images = {slot: np.zeros_like(image) for slot, image in images.items()}
+        return Observation(images, self._env.state(), self._told, now_s)
