@@ -1,0 +1,258 @@
+"""The chunk executor in a process of its own: follows, refuses, holds, stops, begins anew."""
+
+from __future__ import annotations
+
+import array
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+from std_srvs.srv import Trigger
+from support.ros_probe import RELIABLE, Probe
+from trajectory_msgs.msg import JointTrajectory
+
+from thor_policy_ros.msg import ActionChunk
+from thor_policy_ros.ros.conversions import chunk_to_msg, header
+from thor_policy_ros.ros.diagnostics import ERROR, OK, STALE, WARN
+from thor_policy_ros.ros.node_processes import NodeCommand, NodeProcesses
+from thor_policy_ros.types import ActionChunk as Chunk
+
+NODE = "chunk_executor_node"
+EXECUTION = f"{NODE}: execution"
+JOINTS = ("a", "b", "grip")
+START = (0.2, -0.3, 0.0)
+VELOCITY, ACCELERATION = 2.0, 10.0
+PARAMETERS = (
+    ("joint_names", "[a, b, grip]"),
+    ("output", "both"),
+    ("hold_timeout_s", "0.3"),
+    ("max_chunk_age_s", "2.0"),
+    ("tick_jitter_warn_ms", "1000.0"),  # a busy machine is no fault of the node
+    ("limits.lower", "[-1.0, -1.0, 0.0]"),
+    ("limits.upper", "[1.0, 1.0, 1.0]"),
+    ("limits.velocity", f"[{VELOCITY}, {VELOCITY}, .inf]"),
+    ("limits.acceleration", f"[{ACCELERATION}, {ACCELERATION}, .inf]"),
+)
+
+
+class Rig:
+    """The robot and the policy around one executor."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.positions = np.array(START)
+        self.commands: list[Float64MultiArray] = probe.listen(Float64MultiArray, f"{NODE}/commands")
+        self.trajectories: list[JointTrajectory] = probe.listen(
+            JointTrajectory, f"{NODE}/joint_trajectory"
+        )
+        self._chunks = probe.create_publisher(ActionChunk, "action_chunk", RELIABLE)
+        self._joints = probe.create_publisher(JointState, "joint_states", RELIABLE)
+        probe.wait(self._chunks.get_subscription_count, "the executor's subscription")
+        probe.wait(lambda: probe.count_publishers(f"{NODE}/commands"), "the executor's commands")
+        probe.create_timer(0.02, self._publish_joints)
+        self._repeated: np.ndarray | None = None
+        probe.create_timer(0.1, self._repeat)
+
+    def repeat(self, actions: np.ndarray | None) -> None:
+        """Sends the chunk ten times a second, as a policy does; None ends it."""
+        self._repeated = actions
+
+    def _repeat(self) -> None:
+        if self._repeated is not None:
+            self.send(self._repeated)
+
+    def reset(self) -> None:
+        """Once answered, no command comes before a new chunk."""
+        assert self.probe.call(Trigger, f"{NODE}/reset", Trigger.Request()).success
+        self.probe.spin_for(0.1)
+        self.commands.clear()
+
+    def send(
+        self,
+        actions: np.ndarray,
+        age_s: float = 0.0,
+        dt_s: float = 0.1,
+        names: Sequence[str] = JOINTS,
+        **changes: Any,
+    ) -> None:
+        now_s = self.probe.now_s()
+        message = chunk_to_msg(
+            Chunk(np.asarray(actions, np.float32), dt_s, now_s - age_s),
+            sequence=1,
+            backend="pytorch",
+            instruction="",
+            joint_names=names,
+            prefix_age_s=0.0,
+            now_s=now_s,
+        )
+        for name, value in changes.items():
+            setattr(message, name, value)
+        self._chunks.publish(message)
+
+    def path(self) -> np.ndarray:
+        return np.array([message.data for message in self.commands])
+
+    def _publish_joints(self) -> None:
+        message = JointState(header=header(self.probe.now_s()), name=list(JOINTS))
+        message.position = array.array("d", self.positions.tobytes())
+        self._joints.publish(message)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with NodeProcesses(tmp_path_factory.mktemp("executor")) as processes, Probe() as probe:
+        processes.start([NodeCommand(NODE, parameters=PARAMETERS)])
+        probe.alive = processes.require_alive
+        yield Rig(probe)
+
+
+@pytest.fixture
+def rig(running: Rig) -> Rig:
+    running.repeat(None)
+    running.positions = np.array(START)
+    running.reset()
+    return running
+
+
+def still(rows: int, value: Sequence[float] = (0.5, 0.0, 1.0)) -> np.ndarray:
+    return np.tile(np.array(value, np.float32), (rows, 1))
+
+
+def test_it_starts_at_the_measured_position_and_arrives_within_limits(rig: Rig) -> None:
+    rig.send(still(20))
+    rig.probe.wait(lambda: rig.commands and abs(rig.path()[-1, 0] - 0.5) < 1e-3, "the arrival")
+    path = rig.path()
+    np.testing.assert_allclose(path[0, :2], rig.positions[:2], atol=1e-2)
+    speed = np.diff(path[:, :2], axis=0) / 0.01
+    assert np.abs(speed).max() <= VELOCITY * 1.001
+    assert np.abs(np.diff(speed, axis=0)).max() / 0.01 <= ACCELERATION * 1.01
+    assert path[-1, 2] == 1.0, "a joint without limits follows at once"
+
+
+def test_both_outputs_say_the_same(rig: Rig) -> None:
+    rig.send(still(20))
+    rig.probe.wait(lambda: len(rig.commands) > 30 and rig.trajectories, "commands")
+    trajectory = rig.trajectories[-1]
+    assert tuple(trajectory.joint_names) == JOINTS and len(trajectory.points) == 1
+    point = trajectory.points[0]
+    assert (point.time_from_start.sec, point.time_from_start.nanosec) == (0, 10_000_000)
+    assert (trajectory.header.stamp.sec, trajectory.header.stamp.nanosec) == (0, 0), "begin now"
+    assert list(point.positions) in [list(message.data) for message in rig.commands]
+
+
+def test_columns_in_another_order_are_sorted_by_name(rig: Rig) -> None:
+    rig.send(still(20, (1.0, 0.0, 0.5)), names=("grip", "b", "a"))
+    rig.probe.wait(lambda: rig.commands and abs(rig.path()[-1, 0] - 0.5) < 1e-3, "the arrival")
+    assert rig.path()[-1, 2] == 1.0
+
+
+NAN = still(10)
+NAN[3, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("chunk", "reason"),
+    [
+        ({"actions": NAN}, "row 3, joint 'b'"),
+        ({"actions": still(10), "age_s": 2.5}, "observed 2.5"),
+        ({"actions": still(10), "age_s": -3.0}, "in the future"),
+        ({"actions": still(10), "age_s": 1.5, "dt_s": 0.1}, "ran out"),
+        ({"actions": still(10)[:, :2], "names": ("a", "b")}, "lacks the joints"),
+        ({"actions": still(10), "names": ("a", "b", "toe")}, "lacks the joints"),
+        ({"actions": still(10), "horizon": 9}, "horizon 9 x action_dim 3 wants 27"),
+        ({"actions": still(10), "dt": 0.0}, "dt 0.0"),
+    ],
+)
+def test_a_chunk_that_is_refused_never_moves_the_robot(
+    rig: Rig, chunk: dict[str, Any], reason: str
+) -> None:
+    rig.probe.spin_for(chunk.get("age_s", 0.0))  # or it would be refused for the rig's reset
+    rig.send(**chunk)
+    rig.probe.diagnosis(EXECUTION, STALE, reason)
+    assert not rig.commands, "commanded by a refused chunk"
+    rig.send(still(20, (0.2, -0.3, 0.0)))
+    rig.probe.wait(lambda: len(rig.commands) > 5, "commands of a good chunk")
+    rig.send(**chunk)
+    values = rig.probe.diagnosis(EXECUTION, WARN, reason)
+    assert reason in values["last_refusal"]
+    np.testing.assert_allclose(rig.path()[-1], [0.2, -0.3, 0.0], atol=2e-3)
+
+
+def test_it_holds_then_stops_and_a_new_chunk_moves_it_again(rig: Rig) -> None:
+    rig.send(still(4))
+    rig.probe.diagnosis(EXECUTION, ERROR, "stopped: no chunk came within hold_timeout_s = 0.3")
+    path = rig.path()
+    np.testing.assert_array_equal(path[-1], path[-5])
+    rig.repeat(still(20, (0.0, 0.0, 0.0)))
+    rig.probe.wait(lambda: abs(rig.path()[-1, 0]) < 1e-3, "motion again")
+    rig.probe.diagnosis(EXECUTION, OK, "tracking")
+    jump = np.abs(np.diff(rig.path()[:, :2], axis=0)).max()
+    assert jump <= VELOCITY * 0.01 * 1.001
+
+
+def test_nothing_is_commanded_without_a_measurement_or_a_chunk(rig: Rig) -> None:
+    rig.probe.diagnosis(EXECUTION, STALE, "waiting: no valid chunk")
+    assert not rig.commands
+
+
+def test_after_a_reset_older_observations_are_refused(rig: Rig) -> None:
+    rig.send(still(20))
+    rig.probe.wait(lambda: len(rig.commands) > 5, "commands")
+    rig.positions = np.array([-0.4, 0.4, 0.0])
+    rig.reset()
+    rig.probe.spin_for(0.1)
+    rig.commands.clear()
+    rig.send(still(20), age_s=0.5)
+    rig.probe.diagnosis(EXECUTION, STALE, "observed before the reset")
+    assert not rig.commands
+    rig.send(still(20))
+    rig.probe.wait(lambda: rig.commands, "commands of a new chunk")
+    np.testing.assert_allclose(rig.path()[0, :2], [-0.4, 0.4], atol=1e-2)
+
+
+def test_live_times_are_taken_and_nonsense_is_refused(rig: Rig) -> None:
+    assert rig.probe.set_parameter(NODE, "hold_timeout_s", 5.0).successful
+    rig.send(still(3))
+    rig.probe.diagnosis(EXECUTION, WARN, "holding")
+    assert rig.probe.set_parameter(NODE, "hold_timeout_s", 0.3).successful
+    rig.probe.diagnosis(EXECUTION, ERROR, "stopped")
+    refused = rig.probe.set_parameter(NODE, "crossfade_s", -1.0)
+    assert not refused.successful and "crossfade_s" in refused.reason
+    refused = rig.probe.set_parameter(NODE, "limits.velocity", [9.0, 9.0, 9.0])
+    assert not refused.successful and "read-only" in refused.reason
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ((), "set joint_names"),
+        ((("joint_names", "[a, b]"),), "set limits.lower, limits.upper, limits.velocity"),
+        ((*PARAMETERS, ("limits.upper", "[1.0]")), "limits.upper has 1 values for 3 joints"),
+        ((*PARAMETERS, ("limits.velocity", "[0.0, 1.0, 1.0]")), "limits.velocity holds 0.0"),
+        ((*PARAMETERS, ("output", "smoke")), "choose one of: 'trajectory'"),
+        ((*PARAMETERS, ("control_rate_hz", "100")), "of type 'INTEGER'"),
+    ],
+)
+def test_a_start_without_sane_limits_is_refused_with_the_reason(
+    parameters: tuple[tuple[str, str], ...], reason: str
+) -> None:
+    argv = NodeCommand(NODE, parameters=parameters).argv()
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert reason in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_its_process_imports_neither_torch_nor_a_simulator() -> None:
+    code = (
+        "import sys, thor_policy_ros.ros.chunk_executor_node;"
+        "print([name for name in ('torch', 'mujoco', 'sentencepiece') if name in sys.modules])"
+    )
+    root = Path(__file__).parents[2]
+    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert out.stdout.strip() == "[]", out.stderr
