@@ -1,7 +1,7 @@
-"""Frames to learn from: the expert at work, disturbed on purpose, and its answer for any task.
+"""Frames to learn from: the expert at work, disturbed on purpose.
 
-A frame keeps what the expert needs to answer, not the answer: `label_batch` asks it afresh for a
-random object and verb each time the frame is used, so one frame teaches every instruction.
+A frame keeps what the expert needs to answer, not the answer: `frames.py` asks it for every
+object and verb, so one frame teaches every instruction.
 """
 
 from __future__ import annotations
@@ -17,22 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from thor_policy_ros.sim.arm_env import CAMERA_SLOTS
-from thor_policy_ros.sim.expert import expert_chunk
-from thor_policy_ros.sim.instructions import (
-    FOLLOW,
-    HOLD_STILL,
-    PICK_UP,
-    SHAPES,
-    instruction_text,
-)
 from thor_policy_ros.sim.scene import NUM_OBJECTS
 from thor_policy_ros.training.disturbed_expert import FRAMES_PER_EPISODE, record_episodes
 from thor_policy_ros.types import F32
 
 _BATCH_EPISODES = 16
 """Episodes that one process runs side by side, to share the expert's vectorised rule."""
-
-Ints = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -70,22 +60,6 @@ class ExpertData:
         return ExpertData(**arrays)
 
 
-@dataclass(frozen=True)
-class LabelBatch:
-    """What the expert answers for B frames, each with a task drawn at random.
-
-    prompts: B texts, '' for HOLD_STILL; actions: f32[B,10,5], absolute joint setpoints in rad
-    and suction; target: int[B], -1 for a blank prompt; verb: int[B]; target_uv: f32[B,V,2],
-    the named object in each picture, NaN where it is not in view.
-    """
-
-    prompts: list[str]
-    actions: F32
-    target: npt.NDArray[np.int64]
-    verb: npt.NDArray[np.int64]
-    target_uv: F32
-
-
 def generate(
     folder: str | Path,
     episodes: int,
@@ -113,53 +87,6 @@ def generate(
             if progress is not None:
                 progress(done, episodes)
     return ExpertData.load(folder)
-
-
-def label_batch(
-    data: ExpertData,
-    index: Ints,
-    rng: np.random.Generator,
-    blank_fraction: float = 0.03,
-    foresight: float = 1.0,
-) -> LabelBatch:
-    """Draw a task for each of the frames `index`, int[B], and ask the expert.
-
-    blank_fraction: share of blank prompts, on which the arm holds still.
-    foresight: 1 lets the expert reckon with the objects' velocities, 0 with none.
-    """
-    count = len(index)
-    target = rng.integers(0, NUM_OBJECTS, count)
-    verb = np.where(rng.random(count) < 0.5, PICK_UP, FOLLOW)
-    verb[rng.random(count) < blank_fraction] = HOLD_STILL
-    generic = rng.random(count) < 0.5
-    target[verb == HOLD_STILL] = -1
-    actions = expert_chunk(
-        data.state[index],
-        data.held[index],
-        data.objects[index],
-        foresight * data.velocities[index],
-        target,
-        verb,
-    )
-    prompts = _prompts(data.colours[index], data.shapes[index], target, verb, generic)
-    return LabelBatch(prompts, actions, target, verb, _target_uv(data.object_uv[index], target))
-
-
-def _prompts(
-    colours: Ints, shapes: Ints, target: Ints, verb: Ints, generic: npt.NDArray[np.bool_]
-) -> list[str]:
-    prompts = []
-    for row, (i, v) in enumerate(zip(target.tolist(), verb.tolist(), strict=True)):
-        noun = "object" if generic[row] else SHAPES[shapes[row, i]]
-        prompts.append(instruction_text(v, int(colours[row, i]), noun))
-    return prompts
-
-
-def _target_uv(object_uv: F32, target: Ints) -> F32:
-    uv = object_uv[np.arange(len(target)), :, target].copy()
-    outside = ~((uv >= 0) & (uv <= 1)).all(axis=-1) | (target < 0)[:, None]
-    uv[outside] = np.nan
-    return uv
 
 
 @dataclass(frozen=True)
