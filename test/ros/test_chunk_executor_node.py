@@ -23,6 +23,8 @@ from thor_policy_ros.ros.diagnostics import ERROR, OK, STALE, WARN
 from thor_policy_ros.ros.node_processes import NodeCommand, NodeProcesses
 from thor_policy_ros.types import ActionChunk as Chunk
 
+pytestmark = pytest.mark.node
+
 NODE = "chunk_executor_node"
 EXECUTION = f"{NODE}: execution"
 JOINTS = ("a", "b", "grip")
