@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,13 @@ def test_validation_episodes_are_not_trained_on(data: ExpertData) -> None:
     assert len(frames) + len(held_out) == len(data)
     last = data.episode == data.episode.max()
     torch.testing.assert_close(held_out.images, torch.from_numpy(data.images[last]))
+
+
+def test_one_episode_is_not_enough(data: ExpertData) -> None:
+    first = data.episode == 0
+    alone = ExpertData(**{f.name: getattr(data, f.name)[first] for f in fields(ExpertData)})
+    with pytest.raises(ValueError, match="at least 2 episodes"):
+        split_frames(alone, CONFIG, "cpu")
 
 
 def test_quantiles_of_known_numbers() -> None:

@@ -103,8 +103,11 @@ def split_frames(
     """Training and validation frames (other episodes) and the norm statistics they use.
 
     Action statistics come from the rows that are executed before the next chunk comes, so
-    that these fill the range; the later ones reach beyond it.
+    that these fill the range; the later ones reach beyond it. ValueError for a single
+    episode.
     """
+    if data.episode.max() < 1:
+        raise ValueError("training wants at least 2 episodes, one of them held out; got 1")
     actions, still = relative_chunks(data, config)
     executed = actions[..., :EXECUTED_ROWS, :]
     stats = {"state": quantile_stats(data.state), "actions": quantile_stats(executed)}
