@@ -44,7 +44,7 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument("seed", default_value="0", description="Seed of the first episode"),
     DeclareLaunchArgument(
-        "speed", default_value="0.08", description="Speed at which the objects drift [m/s]"
+        "speed", default_value="0.12", description="Speed at which the objects drift [m/s]"
     ),
     DeclareLaunchArgument(
         "realtime_factor",

@@ -39,7 +39,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo ARGS=...", description=__doc__)
     parser.add_argument("--episodes", type=int, default=20, help="episodes to run (default 20)")
     parser.add_argument(
-        "--speed", type=float, default=0.08, help="drift of the objects, m/s (default 0.08)"
+        "--speed", type=float, default=0.12, help="drift of the objects, m/s (default 0.12)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes (default 0)")
     parser.add_argument("--backend", default="pytorch", help="a name of `thor-policy backends`")

@@ -312,7 +312,7 @@ SIM_ROBOT = (
     ParameterRow(
         "speed",
         "double",
-        0.08,
+        0.12,
         "Speed at which the objects drift",
         "m/s",
         bounds=(0.0, 0.5),
