@@ -64,9 +64,7 @@ class ChunkExecutorNode(Node):
         if not names:
             raise ValueError("set joint_names: the joints to command, in the controller's order")
         self._period_s = 1.0 / self.parameters["control_rate_hz"]
-        self._motion = ChunkExecutor(
-            names, required_limits(self.parameters, names), self._period_s
-        )
+        self._motion = ChunkExecutor(names, required_limits(self.parameters, names), self._period_s)
         self._on_change({})
         self._command: Command | None = None
         self._not_before_s = -math.inf
