@@ -20,6 +20,8 @@ T = TypeVar("T")
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 # Generous: a busy machine takes longer, a broken node is reported at the end of it.
 PATIENCE_S = 40.0
+ANSWER_S, ASKED_AGAIN = 5.0, 3
+ACQUAINTANCE_S = 0.2
 
 
 class Probe(Node):
@@ -30,6 +32,7 @@ class Probe(Node):
         self._spinner = SingleThreadedExecutor()
         self._spinner.add_node(self)
         self.diagnostics: dict[str, DiagnosticStatus] = {}
+        self._known: dict[str, Any] = {}
         self.alive: Callable[[], None] = lambda: None
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE)
 
@@ -73,13 +76,35 @@ class Probe(Node):
         self.create_subscription(kind, topic, messages.append, RELIABLE)
         return messages
 
-    def call(self, kind: Any, service: str, request: Any) -> Any:
-        client = self.create_client(kind, service)
-        self.wait(client.service_is_ready, f"service {service}")
+    def call(self, kind: Any, service: str, request: Any, again: bool = True) -> Any:
+        """The response. again: ask again after a while; not for what must happen once."""
+        client = self._client(kind, service)
         future = client.call_async(request)
+        for _ in range(ASKED_AGAIN if again else 0):
+            if self._spinner_saw(future.done, ANSWER_S):
+                return future.result()
+            future = client.call_async(request)
         self.wait(future.done, f"an answer of {service}")
-        self.destroy_client(client)
         return future.result()
+
+    def _client(self, kind: Any, service: str) -> Any:
+        """A client whom the server knows: a server drops its answer to one whom it does not,
+        and knowing takes longer on its side than `service_is_ready` waits for."""
+        if service not in self._known:
+            client = self.create_client(kind, service)
+            self.wait(client.service_is_ready, f"service {service}")
+            self.spin_for(ACQUAINTANCE_S)
+            self._known[service] = client
+        client = self._known[service]
+        self.wait(client.service_is_ready, f"service {service}")
+        return client
+
+    def _spinner_saw(self, condition: Callable[[], bool], seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not condition() and time.monotonic() < deadline:
+            self.alive()
+            self._spinner.spin_once(timeout_sec=0.05)
+        return condition()
 
     def diagnosis(
         self, name: str, level: bytes, text: str = "", patience_s: float = PATIENCE_S
@@ -102,7 +127,8 @@ class Probe(Node):
     def transition(self, node: str, label: str) -> bool:
         request = ChangeState.Request()
         request.transition.label = label
-        return bool(self.call(ChangeState, f"{node}/change_state", request).success)
+        answer = self.call(ChangeState, f"{node}/change_state", request, again=False)
+        return bool(answer.success)
 
     def state(self, node: str) -> str:
         return str(self.call(GetState, f"{node}/get_state", GetState.Request()).current_state.label)
