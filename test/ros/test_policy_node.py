@@ -381,3 +381,28 @@ def test_shutdown_frees_the_policy_from_every_state(
         assert probe.state(NODE) == "finalized"
         assert policy.backend.closed == closed
         probe.release(node)
+
+
+def test_closing_waits_a_little_for_a_thread_that_is_busy(
+    make: Callable[..., PolicyNode],
+    probe: Probe,
+    load: list[Load],
+    policy: ScriptedPolicy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(policy_node, "CLOSE_TIMEOUT_S", 0.1)
+    gate, loading = threading.Event(), threading.Event()
+
+    def slow(request: Any, say: Callable[[str], None]) -> ScriptedPolicy:
+        loading.set()
+        assert gate.wait(30.0)
+        return policy
+
+    load[0] = slow
+    node = make()
+    node.executor.create_task(node.start)
+    probe.wait(loading.is_set, "the load")
+    thread = node._thread
+    assert node.close() is False, "said to have ended while it loads"
+    gate.set()
+    assert thread is not None and thread.join(30.0)

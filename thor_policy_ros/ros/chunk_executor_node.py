@@ -95,8 +95,9 @@ class ChunkExecutorNode(Node):
         self.create_timer(self._period_s, self._on_tick)
         self._diagnostics = DiagnosticsPublisher(self, self._hardware_id, self._reports)
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Nothing to free."""
+        return True
 
     # Inputs
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from thor_policy_ros.runtime.unified_policy import UnifiedPolicy
 
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-CLOSE_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 3.0  # ros2 launch loses patience after 5 s
 
 
 class InferenceFailedError(RuntimeError):
@@ -126,19 +126,16 @@ class PolicyNode(PatientLifecycleNode):
     async def do_error(self) -> None:
         await self.do_cleanup()
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Ends the inference thread when the process ends; waits a little, not for ever."""
-        if self._timer is not None:
-            self._timer.cancel()
-        thread, policy = self._thread, self._policy
+        thread, policy, self._thread = self._thread, self._policy, None
         if thread is None:
-            return
+            return True
         thread.stop_ticks()
         if policy is not None:
             thread.call(policy.close)
         thread.end()
-        if not thread.join(CLOSE_TIMEOUT_S):
-            self.get_logger().warning(f"left while still {self.progress or 'inferring'}")
+        return thread.join(CLOSE_TIMEOUT_S)
 
     # Making and freeing
 

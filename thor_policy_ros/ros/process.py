@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -23,7 +24,8 @@ Start = Callable[[AnyNode], Callable[[], Coroutine[Any, Any, Any]] | None]
 def run_node(factory: Callable[[], AnyNode], start: Start[AnyNode] = lambda node: None) -> int:
     """Spins the node until Ctrl-C, SIGTERM or `rclpy.shutdown()`; the exit status.
 
-    factory: makes a node with a `close` method, called once after the last callback.
+    factory: makes a node with a `close` method, called once after the last callback; it returns
+    False when a thread of the node could not be ended, and the process ends around it.
     start: gives the coroutine to run first on the executor, or None. A parameter that the node
     refuses ends the process with status 2 and the reason.
     """
@@ -53,8 +55,14 @@ def run_node(factory: Callable[[], AnyNode], start: Start[AnyNode] = lambda node
             raise
         # The signal came while the executor was building its wait set.
     finally:
-        node.close()
+        all_ended = node.close()
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
+    if not all_ended:
+        # Python's own end would pull the interpreter from under native code: an abort.
+        sys.stderr.write("ended while a thread of the node was still at work\n")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     return 0

@@ -110,8 +110,9 @@ class SimRobotNode(Node):
         others = (self.parameters["policy_node"], self.parameters["executor_node"])
         self._resets = ResetCalls(self, tuple(name for name in others if name))
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Nothing to free."""
+        return True
 
     # Time
 
