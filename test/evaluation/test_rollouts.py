@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +94,15 @@ def test_no_episodes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["rollouts", "--episodes", "0"])
     assert "wanted at least 1, got 0" in capsys.readouterr().err
+
+
+def test_the_installed_command_starts_worker_processes(checkpoint: Path, tmp_path: Path) -> None:
+    command = shutil.which(
+        "thor-policy", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    )
+    if command is None:
+        pytest.skip("thor-policy is not installed: run make setup")
+    path = tmp_path / "result.json"
+    options = f"--episodes 2 --workers 2 --num-steps 1 --checkpoint {checkpoint} --json {path}"
+    subprocess.run([command, "rollouts", *options.split()], check=True, timeout=120, cwd=tmp_path)
+    assert json.loads(path.read_text())["episodes"] == 2
