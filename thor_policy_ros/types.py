@@ -128,12 +128,13 @@ class StepResult:
 class BackendSpec:
     """One row of the registry: a point on engine x mlp x scale x reuse x pipelined.
 
+    mlp: 'dense' is the model's own dtype.
     reuse_every: refill the prefix every N ticks; 1 is no reuse.
     """
 
     name: str
     engine: str
-    mlp: str = "bf16"
+    mlp: str = "dense"
     fp8_scale: str = ""
     reuse_every: int = 1
     pipelined: bool = False

@@ -180,6 +180,9 @@ def rollouts_report(
     policy: PolicyChoice, conditions: Conditions, records: list[EpisodeRecord], seconds: float
 ) -> dict[str, Any]:
     """Settings, engine, versions, results and every episode, as plain JSON data."""
+    import torch
+
+    from thor_policy_ros.backends.pytorch import checked_dtype
     from thor_policy_ros.backends.registry import spec_of
 
     return {
@@ -187,6 +190,7 @@ def rollouts_report(
         "checkpoint": policy.checkpoint,
         "backend": asdict(spec_of(policy.backend)),
         "device": policy.device,
+        "dtype": str(checked_dtype(None, torch.device(policy.device))).removeprefix("torch."),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "mujoco", "numpy")},
