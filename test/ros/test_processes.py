@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,17 @@ def test_it_ends_at_once_while_still_loading(
 ) -> None:
     process = start(NODE, checkpoint=arm_checkpoint)
     probe.wait(lambda: LIFECYCLE in probe.diagnostics, "the node")
+    ended(process, signal.SIGINT)
+
+
+def test_interrupted_many_times_it_still_ends_well(
+    probe: Probe, start: Start, arm_checkpoint: Path
+) -> None:
+    process = start(NODE, checkpoint=arm_checkpoint)
+    probe.diagnosis(LIFECYCLE, OK, "active")
+    for _ in range(20):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
     ended(process, signal.SIGINT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -55,6 +56,9 @@ def run_node(factory: Callable[[], AnyNode], start: Start[AnyNode] = lambda node
             raise
         # The signal came while the executor was building its wait set.
     finally:
+        # Ctrl-C under `ros2 launch` interrupts twice: the terminal's signal, and launch's own.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         all_ended = node.close()
         executor.shutdown()
         node.destroy_node()
