@@ -248,7 +248,9 @@ class PolicyNode(PatientLifecycleNode):
         return response
 
     def _on_inference_failure(self, error: BaseException) -> None:
-        """In the inference thread."""
+        """In the inference thread. A frame cut off by the end of the process is no failure."""
+        if not self.context.ok():
+            return
         self._failure = error
         self.executor.create_task(self._recover)
 
