@@ -45,9 +45,24 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_backends_are_those_of_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["backends", "--json"]) == 0
-    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == list(BACKENDS)
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list(BACKENDS)
     assert main(["backends"]) == 0
     assert all(name in capsys.readouterr().out for name in BACKENDS)
+
+
+def test_backends_say_what_is_missing_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = {"pytorch": ("package warp 9",)}
+    monkeypatch.setattr(
+        "thor_policy_ros.evaluation.backends_table.availability", lambda name: missing.get(name, ())
+    )
+    main(["backends", "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["pytorch"]["available"], rows["pytorch"]["missing"]) == (False, ["package warp 9"])
+    main(["backends"])
+    assert "missing" in capsys.readouterr().out
 
 
 def test_python_m_is_the_same_and_help_needs_no_torch() -> None:

@@ -36,6 +36,11 @@ from thor_policy_ros.types import (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def missing() -> tuple[str, ...]:
+    """Nothing: it runs wherever torch does."""
+    return ()
+
+
 def load(
     spec: BackendSpec,
     checkpoint: Path | str,

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from thor_policy_ros.model.config import Pi05Config
-from thor_policy_ros.types import Backend, BackendSpec
+from thor_policy_ros.types import Backend, BackendSpec, BackendUnavailableError
 
 if TYPE_CHECKING:
     import torch
 
 
 class Engine(NamedTuple):
-    """Where an engine lives; its module defines `load(spec, checkpoint, config, device, dtype)`."""
+    """Where an engine lives, an `EngineModule`, and what it is in one line."""
 
     module: str
     summary: str
+
+
+class EngineModule(Protocol):
+    """What an engine's module defines. Importing it imports no optional package."""
+
+    def missing(self) -> tuple[str, ...]:
+        """What it lacks here (package and version, GPU capability, file); () when it can run."""
+        ...
+
+    def load(
+        self,
+        spec: BackendSpec,
+        checkpoint: Path | str,
+        config: Pi05Config,
+        device: torch.device | str | None,
+        dtype: torch.dtype | str | None,
+    ) -> Backend:
+        """See `create_backend`. A pipelined spec wants a `pipelined.TwoSlots`."""
+        ...
 
 
 ENGINES: dict[str, Engine] = {
@@ -26,6 +45,7 @@ ENGINES: dict[str, Engine] = {
     ),
 }
 
+# A bare name of an engine with reuse refills the prefix every 2nd tick; `_freq1` never reuses.
 BACKENDS: dict[str, BackendSpec] = {
     spec.name: spec for spec in (BackendSpec(name="pytorch", engine="pytorch"),)
 }
@@ -36,6 +56,11 @@ def spec_of(name: str) -> BackendSpec:
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; choose one of: {', '.join(BACKENDS)}")
     return BACKENDS[name]
+
+
+def availability(name: str) -> tuple[str, ...]:
+    """What is missing to run the named backend on this machine; () when it can run."""
+    return _engine_module(spec_of(name)).missing()
 
 
 def create_backend(
@@ -52,5 +77,13 @@ def create_backend(
     saying what is missing here, CheckpointError for weights that do not fit.
     """
     spec = spec_of(name)
-    engine = import_module(ENGINES[spec.engine].module)
-    return cast(Backend, engine.load(spec, checkpoint, config, device, dtype))
+    missing = availability(name)
+    if missing:
+        raise BackendUnavailableError(
+            f"backend {name!r} cannot run here; missing: {'; '.join(missing)}"
+        )
+    return _engine_module(spec).load(spec, checkpoint, config, device, dtype)
+
+
+def _engine_module(spec: BackendSpec) -> EngineModule:
+    return cast(EngineModule, import_module(ENGINES[spec.engine].module))
