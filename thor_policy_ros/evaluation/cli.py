@@ -49,6 +49,11 @@ COMMANDS = (
         "thor_policy_ros.evaluation.train_demo",
         "train the demo's policy from nothing: expert data, training, checkpoint",
     ),
+    Command(
+        "roofline",
+        "thor_policy_ros.evaluation.roofline",
+        "the least time a device needs for a frame, and what bounds it",
+    ),
 )
 
 

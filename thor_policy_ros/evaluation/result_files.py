@@ -1,0 +1,51 @@
+"""Results as JSON, and what every result says of itself: command, machine, versions."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "numpy", "tensorrt", "torch_tensorrt", "tensorrt_rtx")
+
+
+def write_json(result: Mapping[str, Any], destination: str | None) -> None:
+    """To a file (its folder is made), to stdout for '-', nowhere for None."""
+    text = json.dumps(result, indent=2)
+    if destination == "-":
+        print(text)
+    elif destination:
+        path = Path(destination)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+
+
+def command_line() -> str:
+    """What was typed, with the name of the program for its path."""
+    return shlex.join(["thor-policy", *sys.argv[1:]])
+
+
+def machine_of(device: torch.device) -> dict[str, Any]:
+    """Name and capability of a GPU, or architecture and thread count of a CPU."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return {"device": torch.cuda.get_device_name(device), "capability": f"{major}.{minor}"}
+    return {"device": f"cpu ({platform.machine()})", "threads": torch.get_num_threads()}
+
+
+def versions() -> dict[str, str]:
+    """Python, CUDA, and those of PACKAGES that are installed."""
+    found = {"python": platform.python_version(), "cuda": str(torch.version.cuda)}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
