@@ -14,7 +14,9 @@ from thor_policy_ros.model.config import (
     VisionConfig,
     policy_config_from_json,
 )
+from thor_policy_ros.model.foreign_config import disagreements
 
+CONFIG = "config.json"
 SLOTS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 SO400M_14 = VisionConfig(
     image_size=224, patch_size=14, width=1152, depth=27, num_heads=16, mlp_dim=4304
@@ -125,12 +127,19 @@ def load_policy_config(
 
     config: a PolicyConfig, a name in NAMED, or a JSON file of PolicyConfig fields. None
     reads the folder's own `config.json`, whose `policy` is a name or such fields; folders
-    saved by openpi or LeRobot have no such entry, so their policy has to be named.
+    saved by openpi or LeRobot have no such entry, so their policy has to be named. What their
+    `config.json` does say must agree: ValueError names each difference.
     """
+    chosen = _chosen(Path(folder), config)
+    _check_agreement(chosen, Path(folder) / CONFIG)
+    return chosen
+
+
+def _chosen(folder: Path, config: PolicyConfig | str | Path | None) -> PolicyConfig:
     if isinstance(config, PolicyConfig):
         return config
     if config is None:
-        return _from_folder(Path(folder))
+        return _from_folder(folder)
     if str(config) in NAMED:
         return NAMED[str(config)]
     if Path(config).is_file():
@@ -141,8 +150,18 @@ def load_policy_config(
     )
 
 
+def _check_agreement(config: PolicyConfig, path: Path) -> None:
+    found = disagreements(config, _read_json(path)) if path.is_file() else []
+    if found:
+        raise ValueError(
+            f"{path} was saved for another policy than config {config.name!r}: {'; '.join(found)}."
+            " Name the config that the checkpoint was trained with, or give a JSON file of"
+            " PolicyConfig fields"
+        )
+
+
 def _from_folder(folder: Path) -> PolicyConfig:
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not folder.is_dir():
         raise FileNotFoundError(f"wanted a checkpoint folder, got {folder}: no such folder")
     policy = _read_json(path).get("policy") if path.is_file() else None
