@@ -7,7 +7,7 @@ A action dimensions, S state dimensions, D head dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,8 +52,9 @@ class ModelInputs:
 class PrefixKV:
     """Keys and values of the prefix: a view into buffers that the backend owns.
 
-    Valid until the backend's next `prefill` into the same slot; `denoise` refuses
-    a stale `generation` with `StalePrefixError`.
+    Valid until the backend's next `prefill` into the same slot: the next one, or for a
+    pipelined backend the one after it. `denoise` refuses a stale `generation` with
+    `StalePrefixError`, and on a pipelined GPU it is what waits for the device to fill it.
 
     keys, values: [layers,1,kv_heads,P,D] on the backend's device, RoPE already in keys.
     pad_mask: bool[1,P] on the backend's device.
@@ -112,7 +113,7 @@ class ActionChunk:
 class StepResult:
     """The outcome of one policy step: a chunk, or the reason why there is none.
 
-    decision: 'refill: REASON' or 'reuse', or '' when nothing was computed.
+    decision: 'refill: REASON', 'reuse' or 'pipelined', or '' when nothing was computed.
     refused: why no chunk may be used ('' when there is one).
     notes: facts for whoever logs; the core itself never logs.
     """
@@ -128,8 +129,10 @@ class StepResult:
 class BackendSpec:
     """One row of the registry: a point on engine x mlp x scale x reuse x pipelined.
 
-    mlp: 'dense' is the model's own dtype.
+    mlp: 'dense' is the model's own dtype; 'fp8_hybrid' is gate and up in FP8 E4M3.
+    fp8_scale: 'static' (calibrated) or 'dynamic' where the MLP is in FP8, else ''.
     reuse_every: refill the prefix every N ticks; 1 is no reuse.
+    pipelined: the prefix of a frame is computed while the frame before is denoised.
     """
 
     name: str
@@ -142,12 +145,27 @@ class BackendSpec:
 
 @dataclass(frozen=True)
 class Verification:
-    """How an engine compares with the float32 reference on the same inputs and noise."""
+    """How an engine compares with the float32 reference on the same inputs and noise.
+
+    Every figure is the worst of all observations. cosine: of any layer's keys or values, of the
+    actions or of the flow. max_abs_error: of the commands, robot units. reason: which check of
+    which layer failed, its value and its bound; '' where ok. precision: whose thresholds.
+    keys_cosine, values_cosine: by layer. worst: the observation of the smallest cosine.
+    seconds: that the comparison took, 0 where nobody measured.
+    """
 
     ok: bool
     cosine: float
     max_abs_error: float
     reason: str = ""
+    backend: str = ""
+    precision: str = ""
+    observations: int = 0
+    worst: str = ""
+    keys_cosine: tuple[float, ...] = ()
+    values_cosine: tuple[float, ...] = ()
+    actions_cosine: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -193,7 +211,7 @@ class Backend(Protocol):
         ...
 
     def prefill(self, inputs: ModelInputs, observed_at_s: float) -> PrefixKV:
-        """Encode images and prompt. The result is valid until the next call."""
+        """Encode images and prompt. The result is valid until its slot is filled again."""
         ...
 
     def denoise(self, prefix: PrefixKV, noise: F32, num_steps: int) -> F32:
@@ -207,12 +225,3 @@ class Backend(Protocol):
     def close(self) -> None:
         """Free the device's memory; the backend is unusable afterwards."""
         ...
-
-
-@dataclass(frozen=True)
-class JointState:
-    """Measured joints of the robot: names and f32[J] positions at `stamp_s`."""
-
-    names: tuple[str, ...]
-    positions: F32
-    stamp_s: float = field(default=0.0)

@@ -129,6 +129,64 @@ class TestReuse:
         assert result.timing.missed_ticks == 0
 
 
+class TestPipelined:
+    def test_the_next_prefix_is_launched_before_the_older_one_is_denoised(self):
+        policy = FakePolicy(Clock(), pipelined=True)
+        run = runner(policy)
+        results = [
+            run.step(observation(10 + k / 10, state=(k / 10, 0.0)), 10 + k / 10, k)
+            for k in range(3)
+        ]
+        assert policy.backend.calls == ["prefill", "denoise"] * 3
+        assert [r.decision for r in results] == ["refill: no prefix", "pipelined", "pipelined"]
+        assert [r.chunk.observed_at_s for r in results] == pytest.approx([10.0, 10.0, 10.1])
+        assert [s[0] for s in policy.states] == pytest.approx([0.0, 0.0, 0.1])
+        assert [r.timing.prefix_age_ms for r in results] == pytest.approx([25.0, 125.0, 125.0])
+
+    @pytest.mark.parametrize(
+        ("change", "now_s", "tick", "reason"),
+        [
+            ({"prompt": "blue"}, 10.1, 1, "prompt changed"),
+            ({"cameras": ()}, 10.1, 1, "cameras changed"),
+            ({}, 9.0, 1, "time went back"),
+            ({}, 12.0, 20, "age"),
+        ],
+    )
+    def test_what_may_not_be_late_is_waited_for(self, change, now_s, tick, reason):
+        run = runner(FakePolicy(Clock(), pipelined=True))
+        run.step(observation(10.0), 10.0, 0)
+        result = run.step(observation(now_s, **change), now_s, tick)
+        assert result.decision == f"refill: {reason}"
+        assert result.chunk is not None and result.chunk.observed_at_s == now_s
+
+    def test_a_state_in_the_prompt_is_late_with_the_rest(self):
+        config = policy_config(state_in_prompt=True)
+        run = runner(FakePolicy(Clock(), pipelined=True, config=config))
+        run.step(observation(10.0, state=(1.0, 2.0)), 10.0, 0)
+        assert run.step(observation(10.1, state=(3.0, 2.0)), 10.1, 1).decision == "pipelined"
+
+    def test_a_slow_policy_still_overlaps(self):
+        run = runner(FakePolicy(Clock(), pipelined=True))
+        said = [run.step(observation(10.0 + k), 10.0 + k, 2 * k).decision for k in range(3)]
+        assert said == ["refill: no prefix", "pipelined", "pipelined"]
+
+    @pytest.mark.parametrize("failing", [True, False])
+    def test_after_a_failure_or_a_reset_nothing_older_is_used(self, failing):
+        policy = FakePolicy(Clock(), pipelined=True)
+        run = runner(policy)
+        run.step(observation(10.0), 10.0, 0)
+        if failing:
+            policy.backend.fails = RuntimeError("out of memory")
+            with pytest.raises(RuntimeError):
+                run.step(observation(10.1), 10.1, 1)
+            policy.backend.fails = None
+        else:
+            run.reset()
+        result = run.step(observation(10.2), 10.2, 2)
+        assert result.decision == "refill: no prefix"
+        assert result.chunk is not None and result.chunk.observed_at_s == 10.2
+
+
 class TestRefusal:
     def refused(self, policy: FakePolicy, run: PolicyRunner) -> StepResult:
         bad = np.zeros((HORIZON, 2), np.float32)

@@ -81,7 +81,8 @@ class FakeBackend:
         return kv
 
     def denoise(self, prefix: PrefixKV, noise: F32, num_steps: int) -> F32:
-        assert prefix.generation == len(self.prefixes) - 1, "a stale prefix"
+        slots = 2 if self.spec.pipelined else 1
+        assert prefix.generation >= len(self.prefixes) - slots, "a stale prefix"
         self._called("denoise", 0.010)
         self.noises.append(noise)
         return self.flow(prefix.keys, noise)
@@ -119,12 +120,13 @@ class FakePolicy:
         clock: Clock,
         *,
         reuse_every: int = 1,
+        pipelined: bool = False,
         config: PolicyConfig | None = None,
         actions: Actions = zeros,
         flow: Flow = noise_itself,
     ) -> None:
         self.config = config or policy_config()
-        self.spec = BackendSpec("fake", engine="none", reuse_every=reuse_every)
+        self.spec = BackendSpec("fake", engine="none", reuse_every=reuse_every, pipelined=pipelined)
         self.clock = clock
         self.backend = FakeBackend(self.spec, clock, flow)
         self.actions = actions

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -54,24 +54,44 @@ def load(
     return PyTorchBackend(spec, model)
 
 
+class Slot(NamedTuple):
+    """Where one prefix lives, and how long it and its last denoising took."""
+
+    buffers: PrefixBuffers
+    times: StageTimes
+
+
 class PyTorchBackend:
-    """One model, one prefix slot. One thread calls it.
+    """One model; one prefix slot, or two that are filled in turn for a pipelined spec.
+
+    One thread calls it. A prefix is valid until its slot is filled again: until the next
+    prefill, or the one after it. Stages run in the current CUDA stream.
 
     model: in eval mode, on its device. clock: seconds, times the stages on a CPU.
+    notes: facts about the loaded engine, for diagnostics.
     """
 
     def __init__(
-        self, spec: BackendSpec, model: Pi05, clock: Callable[[], float] = time.perf_counter
+        self,
+        spec: BackendSpec,
+        model: Pi05,
+        clock: Callable[[], float] = time.perf_counter,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.spec = spec
+        self.notes = notes
         self.device = model.action_in_proj.weight.device
         self.dtype = model.dtype
         self._model: Pi05 | None = model
         self._config = model.config
         self._generation = 0
         self._modulations: dict[int, list[list[Modulation]]] = {}
-        self._times: StageTimes = CudaTimes() if self.device.type == "cuda" else ClockTimes(clock)
-        self._allocate()
+        self._allocate(2 if spec.pipelined else 1, clock)
+
+    @property
+    def prefix_slots(self) -> int:
+        """How many prefixes are valid at a time."""
+        return len(self._slots)
 
     def warmup(self) -> None:
         """One frame of the largest prefix: libraries choose their kernels, memory is taken."""
@@ -87,54 +107,68 @@ class PyTorchBackend:
 
     @torch.inference_mode()
     def prefill(self, inputs: ModelInputs, observed_at_s: float) -> PrefixKV:
-        """Encode the present images and the prompt; earlier prefixes become stale."""
+        """Encode the present images and the prompt; what the slot held becomes stale."""
         model = self._open_model()
         self._generation += 1
-        with self._times.stage("vision"):
+        slot = self._slot_of(self._generation)
+        with slot.times.stage("vision"):
             image_tokens = self._image_tokens(model, inputs)
-        with self._times.stage("prefill"):
+        with slot.times.stage("prefill"):
             tokens = self._to_device(inputs.tokens[inputs.token_mask].astype(np.int64))
             embeddings = torch.cat((image_tokens, model.language.embed(tokens)))[None]
             rope = self._rope_of(0, embeddings.shape[1])
-            self._buffers.fill(model.language.encode_keys_values(embeddings, rope, None))
-        return PrefixKV(*self._buffers.prefix, observed_at_s, self._generation)
+            slot.buffers.fill(model.language.encode_keys_values(embeddings, rope, None))
+        return PrefixKV(*slot.buffers.prefix, observed_at_s, self._generation)
 
     @torch.inference_mode()
     def denoise(self, prefix: PrefixKV, noise: F32, num_steps: int) -> F32:
         """Euler's rule from noise f32[H,32] to normalised actions f32[H,32].
 
         Reading the result is the only wait for the device. Raises StalePrefixError for a
-        prefix that is not the last one made here.
+        prefix whose slot was filled again.
         """
         model = self._open_model()
         self._check(prefix, noise, num_steps)
-        with self._times.stage("denoise"):
+        slot = self._timed = self._slot_of(prefix.generation)
+        with slot.times.stage("denoise"):
             x = self._to_device(np.asarray(noise, np.float32))[None]
-            rope = self._rope_of(self._buffers.length, self._config.action_horizon)
+            rope = self._rope_of(slot.buffers.length, self._config.action_horizon)
             for modulations in self._modulations_of(model, num_steps):
                 hidden = model.action_in_proj(x).to(self.dtype)
-                hidden = model.expert(hidden, modulations, rope, None, self._buffers.extend)
+                hidden = model.expert(hidden, modulations, rope, None, slot.buffers.extend)
                 x = torch.sub(x, model.action_out_proj(hidden.float()), alpha=1 / num_steps)
         actions: F32 = x[0].cpu().numpy()
         return actions
 
     def stage_times_ms(self) -> Mapping[str, float]:
-        """Time of the last 'vision', 'prefill' and 'denoise', on the device where it is a GPU."""
-        return self._times.read_ms()
+        """'vision' and 'prefill' of the prefix denoised last, and that 'denoise', on the device
+        where it is a GPU. A prefix still being made in the other slot is not waited for."""
+        return self._timed.times.read_ms()
 
     def close(self) -> None:
         """Drop weights and buffers; any later call raises RuntimeError."""
         self._model = None
         self._modulations.clear()
-        del self._buffers, self._rope
+        self._slots.clear()
+        del self._timed, self._rope
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _allocate(self) -> None:
-        config = self._config
-        self._buffers = PrefixBuffers(config, self.device, self.dtype)
+    def _allocate(self, slots: int, clock: Callable[[], float]) -> None:
+        config, on_gpu = self._config, self.device.type == "cuda"
+        self._slots = [
+            Slot(
+                PrefixBuffers(config, self.device, self.dtype),
+                CudaTimes() if on_gpu else ClockTimes(clock),
+            )
+            for _ in range(slots)
+        ]
+        self._timed = self._slots[0]
         positions = torch.arange(config.max_prefix_len + config.action_horizon, device=self.device)
         self._rope = rope_tables(positions[None], config.language.head_dim)
+
+    def _slot_of(self, generation: int) -> Slot:
+        return self._slots[generation % len(self._slots)]
 
     def _open_model(self) -> Pi05:
         if self._model is None:
@@ -168,7 +202,7 @@ class PyTorchBackend:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _check(self, prefix: PrefixKV, noise: F32, num_steps: int) -> None:
-        if prefix.generation != self._generation:
+        if prefix.generation <= self._generation - len(self._slots):
             raise StalePrefixError(
                 f"prefix {prefix.generation} was overwritten by prefix {self._generation};"
                 " denoise a prefix before the next prefill, or prefill again"

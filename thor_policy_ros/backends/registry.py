@@ -47,7 +47,11 @@ ENGINES: dict[str, Engine] = {
 
 # A bare name of an engine with reuse refills the prefix every 2nd tick; `_freq1` never reuses.
 BACKENDS: dict[str, BackendSpec] = {
-    spec.name: spec for spec in (BackendSpec(name="pytorch", engine="pytorch"),)
+    spec.name: spec
+    for spec in (
+        BackendSpec("pytorch", "pytorch"),
+        BackendSpec("pytorch_pipelined", "pytorch", pipelined=True),
+    )
 }
 
 
@@ -82,7 +86,14 @@ def create_backend(
         raise BackendUnavailableError(
             f"backend {name!r} cannot run here; missing: {'; '.join(missing)}"
         )
-    return _engine_module(spec).load(spec, checkpoint, config, device, dtype)
+    engine = _engine_module(spec).load(spec, checkpoint, config, device, dtype)
+    return _pipelined(engine) if spec.pipelined else engine
+
+
+def _pipelined(engine: Backend) -> Backend:
+    from thor_policy_ros.backends.pipelined import PipelinedBackend, TwoSlots
+
+    return PipelinedBackend(cast(TwoSlots, engine))
 
 
 def _engine_module(spec: BackendSpec) -> EngineModule:

@@ -9,7 +9,15 @@ from typing import Protocol
 import numpy as np
 
 from thor_policy_ros.model.config import PolicyConfig
-from thor_policy_ros.runtime.reuse import HeldPrefix, PrefixKey, Refill, Reuse, decide
+from thor_policy_ros.runtime.reuse import (
+    HeldPrefix,
+    Late,
+    PrefixKey,
+    Refill,
+    Reuse,
+    decide,
+    decide_pipelined,
+)
 from thor_policy_ros.runtime.safety import Tolerance, check_chunk
 from thor_policy_ros.types import (
     F32,
@@ -46,11 +54,26 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class _Prefix:
-    """The prefix computed last, with the state that its actions are relative to."""
+    """A prefix, with the state that its actions are relative to."""
 
     facts: HeldPrefix
     kv: PrefixKV
     state: F32
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """use: the prefix of this step. keep: the one for the next, newer if pipelined."""
+
+    use: _Prefix
+    keep: _Prefix
+    decision: Refill | Reuse | Late
+
+    @property
+    def said(self) -> str:
+        if isinstance(self.decision, Refill):
+            return f"refill: {self.decision.reason}"
+        return "reuse" if isinstance(self.decision, Reuse) else "pipelined"
 
 
 class _Stopwatch:
@@ -123,6 +146,9 @@ class PolicyRunner:
         ticks, missed ones too. num_steps: of the flow. noise: f32[H,32], or drawn from `seed`,
         or from entropy.
 
+        A pipelined policy launches the prefix of this observation and denoises the one of the
+        step before: its chunk is timed by that older observation and relative to its state.
+
         A chunk that fails the safety check is refused, and the next step refills. What the
         policy raises passes through, and the next step refills too.
         """
@@ -131,7 +157,8 @@ class PolicyRunner:
         noise = self._noise(noise, seed)
         notes = self._count_tick(tick)
         watch = _Stopwatch(self._clock)
-        prefix, decision = self._prefix_for(observation, tick, watch)
+        choice = self._choose(observation, tick, watch)
+        prefix = choice.use
         age_ms = (now_s + watch.elapsed_s - prefix.facts.observed_at_s) * 1e3
         normalised = self._policy.backend.denoise(prefix.kv, noise, num_steps)
         watch.lap("denoise")
@@ -139,23 +166,22 @@ class PolicyRunner:
         watch.lap("postprocess")
         refused = self._check(actions)
         watch.lap("check")
-        reused = isinstance(decision, Reuse)
+        reused = isinstance(choice.decision, Reuse)
         timing = self._timing(watch, reused, age_ms)
-        said = "reuse" if isinstance(decision, Reuse) else f"refill: {decision.reason}"
         if refused:
-            return StepResult(None, timing, said, refused, notes)
-        self._prefix = prefix
+            return StepResult(None, timing, choice.said, refused, notes)
+        self._prefix = choice.keep
         chunk = ActionChunk(
             actions, self._policy.config.action_dt_s, prefix.facts.observed_at_s, reused, timing
         )
-        return StepResult(chunk, timing, said, notes=notes)
+        return StepResult(chunk, timing, choice.said, notes=notes)
 
-    def _prefix_for(
-        self, observation: Observation, tick: int, watch: _Stopwatch
-    ) -> tuple[_Prefix, Refill | Reuse]:
+    def _choose(self, observation: Observation, tick: int, watch: _Stopwatch) -> _Choice:
         """The prefix of this step, held or new. Leaves none held, so that a step which fails
         from here on leaves nothing to reuse."""
         held, self._prefix = self._prefix, None
+        if self._policy.spec.pipelined:
+            return self._choose_pipelined(held, observation, tick, watch)
         inputs = self._inputs_if_key(observation)
         key = _key(observation, inputs)
         facts = held.facts if held else None
@@ -163,14 +189,35 @@ class PolicyRunner:
         decision = decide(facts, key, tick, observation.stamp_s, every)
         if held is not None and isinstance(decision, Reuse):
             watch.lap("decide" if inputs is None else "preprocess")
-            return held, decision
+            return _Choice(held, held, decision)
+        made = self._prefill(observation, inputs, key, tick, watch)
+        return _Choice(made, made, decision)
+
+    def _choose_pipelined(
+        self, held: _Prefix | None, observation: Observation, tick: int, watch: _Stopwatch
+    ) -> _Choice:
+        """Launches the prefix of this observation, whichever one this step uses."""
+        key = _key(observation, None)
+        facts = held.facts if held else None
+        decision = decide_pipelined(facts, key, tick, observation.stamp_s)
+        made = self._prefill(observation, None, key, tick, watch)
+        use = held if held is not None and isinstance(decision, Late) else made
+        return _Choice(use, made, decision)
+
+    def _prefill(
+        self,
+        observation: Observation,
+        inputs: ModelInputs | None,
+        key: PrefixKey,
+        tick: int,
+        watch: _Stopwatch,
+    ) -> _Prefix:
         if inputs is None:
             inputs = self._policy.preprocess(observation)
         watch.lap("preprocess")
         kv = self._policy.backend.prefill(inputs, observation.stamp_s)
         watch.lap("prefill")
-        made = HeldPrefix(key, tick, observation.stamp_s)
-        return _Prefix(made, kv, observation.state), decision
+        return _Prefix(HeldPrefix(key, tick, observation.stamp_s), kv, observation.state)
 
     def _inputs_if_key(self, observation: Observation) -> ModelInputs | None:
         """The model's inputs if the decision needs them: the state may be among the tokens.

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MAX_LATE_TICKS = 3
+"""How old a pipelined prefix may be, as for the longest reuse: a policy slower than its ticks
+still overlaps, but a prefix from before a pause does not serve."""
+
 
 @dataclass(frozen=True)
 class PrefixKey:
@@ -44,6 +48,13 @@ class Reuse:
     age_ticks: int
 
 
+@dataclass(frozen=True)
+class Late:
+    """Use the held prefix, `age_ticks` old, while the one of this tick is being computed."""
+
+    age_ticks: int
+
+
 def decide(
     held: HeldPrefix | None,
     key: PrefixKey,
@@ -66,6 +77,23 @@ def decide(
     if age_ticks >= reuse_every or reuse_every == 1:
         return Refill("age")
     return Reuse(age_ticks)
+
+
+def decide_pipelined(
+    held: HeldPrefix | None, key: PrefixKey, tick: int, observed_at_s: float
+) -> Refill | Late:
+    """Whether the prefix launched last may serve this tick, or its own must be waited for.
+
+    key: without tokens. A changed prompt or camera shows in this very chunk: nothing is late
+    but the pixels, and the state where the prompt holds it.
+    """
+    if held is None:
+        return Refill("no prefix")
+    change = _change(held, key, tick, observed_at_s)
+    if change:
+        return Refill(change)
+    age_ticks = tick - held.tick
+    return Late(age_ticks) if age_ticks <= MAX_LATE_TICKS else Refill("age")
 
 
 def _change(held: HeldPrefix, key: PrefixKey, tick: int, observed_at_s: float) -> str:
