@@ -1,7 +1,7 @@
 """pi0.5 on the robot: an accelerated in-process policy behind a ROS 2 node.
 
-Usable without ROS: `UnifiedPolicy`, `BACKENDS`. They load on first use, so that
-importing the package (or its generated messages) never imports torch.
+Usable without ROS: `UnifiedPolicy`, `BACKENDS`, `verify_backend_engine`. They load on first use,
+so that importing the package (or its generated messages) never imports torch.
 """
 
 from importlib import import_module
@@ -16,13 +16,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from thor_policy_ros.backends.registry import BACKENDS as BACKENDS
     from thor_policy_ros.runtime.unified_policy import UnifiedPolicy as UnifiedPolicy
+    from thor_policy_ros.runtime.verification import (
+        verify_backend_engine as verify_backend_engine,
+    )
 
 _PUBLIC = {
     "UnifiedPolicy": "thor_policy_ros.runtime.unified_policy",
     "BACKENDS": "thor_policy_ros.backends.registry",
+    "verify_backend_engine": "thor_policy_ros.runtime.verification",
 }
 
-__all__ = ["BACKENDS", "UnifiedPolicy", "__version__"]
+__all__ = ["BACKENDS", "UnifiedPolicy", "__version__", "verify_backend_engine"]
 
 
 def __getattr__(name: str) -> Any:

@@ -40,6 +40,11 @@ COMMANDS = (
         "list the backends, and what each one is",
     ),
     Command(
+        "verify",
+        "thor_policy_ros.evaluation.verify",
+        "check that a backend is the policy, against the float32 reference",
+    ),
+    Command(
         "rollouts",
         "thor_policy_ros.evaluation.rollouts",
         "closed-loop success of a checkpoint on the simulated arm",

@@ -1,0 +1,201 @@
+"""Whether an engine is the policy: compared with the float32 reference before it may be used.
+
+Both engines get the same model inputs and the same noise. Keys and values of every prefix layer
+and the actions are compared; the worst observation decides, not the mean. The reference is
+backend `pytorch` in float32. It need not be in memory at the same time:
+
+    frames = reference_frames(reference, inputs)
+    reference.close()
+    result = verify_frames(policy, frames)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from thor_policy_ros.runtime.engine_difference import (
+    THRESHOLDS,
+    Difference,
+    Frame,
+    Thresholds,
+    difference,
+)
+from thor_policy_ros.runtime.policy_runner import Policy
+from thor_policy_ros.runtime.verification_inputs import EngineInputs, engine_inputs
+from thor_policy_ros.types import F32, Observation, Verification
+
+REFERENCE_BACKEND = "pytorch"
+REFERENCE_DTYPE = "float32"
+
+
+class VerificationFailedError(RuntimeError):
+    """An engine is not the policy; the message says which check it failed."""
+
+
+@dataclass(frozen=True)
+class ReferenceFrame:
+    """What the reference made of one frame: host memory alone, about 36 MB at pi0.5's size."""
+
+    given: EngineInputs
+    frame: Frame
+
+
+def verify_backend_engine(
+    policy: Policy,
+    observations: Sequence[Observation | EngineInputs],
+    reference_policy: Policy,
+    thresholds: Thresholds | None = None,
+    *,
+    seed: int = 0,
+) -> Verification:
+    """Compares the policy's engine with the reference's.
+
+    observations: Observation, or EngineInputs with noise and step count of their own; noise
+    for the others is drawn from `seed`. thresholds: None takes those of the policy's precision.
+    The thread that owns both backends calls this. Raises ValueError without observations and
+    what the engines raise.
+    """
+    inputs = _all_inputs(reference_policy, observations, seed)
+    return verify_frames(policy, reference_frames(reference_policy, inputs), thresholds)
+
+
+def reference_frames(
+    reference: Policy, inputs: Sequence[EngineInputs]
+) -> tuple[ReferenceFrame, ...]:
+    """What the reference makes of the inputs. Raises VerificationFailedError where its own
+    values are not finite: such a checkpoint cannot be judged.
+    """
+    frames = tuple(ReferenceFrame(given, _run(reference, given)) for given in inputs)
+    for made in frames:
+        for name in ("keys", "values", "actions", "commands"):
+            if not np.isfinite(getattr(made.frame, name)).all():
+                raise VerificationFailedError(
+                    f"the float32 reference itself gives {name} that are not finite for"
+                    f" {made.given.label}; the checkpoint is broken"
+                )
+    return frames
+
+
+def verify_frames(
+    policy: Policy, frames: Sequence[ReferenceFrame], thresholds: Thresholds | None = None
+) -> Verification:
+    """Compares the policy's engine with what the reference made. See `verify_backend_engine`."""
+    if not frames:
+        raise ValueError("a verification wants at least 1 observation, got none")
+    bounds = thresholds or THRESHOLDS[precision_of(policy)]
+    found = [
+        difference(_run(policy, made.given), made.frame, _ranges(policy, made.given), bounds)
+        for made in frames
+    ]
+    return _summary(policy, frames, found, bounds)
+
+
+def precision_of(policy: Policy) -> str:
+    """'float32', 'bfloat16' or 'fp8': whose thresholds the engine is held to.
+
+    An engine that does not state its dtype is held to those of float32.
+    """
+    if policy.spec.mlp != "dense":
+        return "fp8"
+    dtype = str(getattr(policy.backend, "dtype", "float32")).removeprefix("torch.")
+    return dtype if dtype in THRESHOLDS else "float32"
+
+
+def is_reference(policy: Policy) -> bool:
+    """Whether the policy's engine is the reference itself: only its repeatability is judged."""
+    return policy.spec.engine == REFERENCE_BACKEND and precision_of(policy) == REFERENCE_DTYPE
+
+
+def verification_json(result: Verification) -> dict[str, Any]:
+    """Plain JSON data; a figure that is not finite becomes null."""
+    return {name: _plain(value) for name, value in asdict(result).items()}
+
+
+def _all_inputs(
+    reference: Policy, observations: Sequence[Observation | EngineInputs], seed: int
+) -> tuple[EngineInputs, ...]:
+    given = [item for item in observations if isinstance(item, EngineInputs)]
+    seen = [item for item in observations if isinstance(item, Observation)]
+    return (*given, *engine_inputs(reference.preprocess, reference.config, seen, seed))
+
+
+def _run(policy: Policy, given: EngineInputs) -> Frame:
+    """One frame. Reading the actions waits for the device, so the prefix is read after them."""
+    prefix = policy.backend.prefill(given.inputs, 0.0)
+    actions = policy.backend.denoise(prefix, given.noise, given.num_steps)
+    valid = _host(prefix.pad_mask)[0].astype(bool)
+    keys, values = (_host(kv)[:, 0][:, :, valid] for kv in (prefix.keys, prefix.values))
+    if actions.shape != given.noise.shape:  # nothing more can be computed from such actions
+        return Frame(keys, values, actions, actions, actions)
+    used = policy.config.action_dim
+    flow = (actions - given.noise)[:, :used]
+    return Frame(keys, values, actions, flow, policy.postprocess(actions, given.state))
+
+
+def _ranges(policy: Policy, given: EngineInputs) -> F32:
+    """Half of what each command moves by while its normalised action goes from -1 to 1."""
+    ones = np.ones_like(given.noise)
+    high, low = (policy.postprocess(sign * ones, given.state) for sign in (1, -1))
+    ranges: F32 = np.abs(high - low) / 2
+    return ranges
+
+
+def _host(tensor: Any) -> F32:
+    """A copy as f32 of a tensor on any device."""
+    array: F32 = tensor.detach().float().cpu().numpy().copy()
+    return array
+
+
+def _summary(
+    policy: Policy,
+    frames: Sequence[ReferenceFrame],
+    found: Sequence[Difference],
+    bounds: Thresholds,
+) -> Verification:
+    worst = min(range(len(found)), key=lambda index: found[index].cosine)
+    failed = [(made, diff) for made, diff in zip(frames, found, strict=True) if diff.failures]
+    return Verification(
+        ok=not failed,
+        cosine=found[worst].cosine,
+        max_abs_error=float(np.max([diff.max_abs_error for diff in found])),
+        reason=_reason(failed, bounds),
+        backend=policy.spec.name,
+        precision=bounds.precision,
+        observations=len(found),
+        worst=frames[worst].given.label,
+        keys_cosine=_worst_layers([diff.keys_cosine for diff in found]),
+        values_cosine=_worst_layers([diff.values_cosine for diff in found]),
+        actions_cosine=float(np.min([diff.actions_cosine for diff in found])),
+    )
+
+
+def _reason(failed: Sequence[tuple[ReferenceFrame, Difference]], bounds: Thresholds) -> str:
+    if not failed:
+        return ""
+    made, diff = failed[0]
+    more = sum(len(diff.failures) for _, diff in failed) - 1
+    others = f" (and {more} more checks)" if more else ""
+    return f"{diff.failures[0]}, for {bounds.precision}, on {made.given.label}{others}"
+
+
+def _worst_layers(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """By layer; () where an observation's shapes did not allow to compare."""
+    if not all(rows):
+        return ()
+    return tuple(float(value) for value in np.min(np.array(rows), axis=0))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def with_seconds(result: Verification, seconds: float) -> Verification:
+    """The same, with the time that the caller measured."""
+    return replace(result, seconds=seconds)
