@@ -55,6 +55,11 @@ COMMANDS = (
         "train the demo's policy from nothing: expert data, training, checkpoint",
     ),
     Command(
+        "bench",
+        "thor_policy_ros.evaluation.bench",
+        "measure backends: latency by stage, precision, modules",
+    ),
+    Command(
         "roofline",
         "thor_policy_ros.evaluation.roofline",
         "the least time a device needs for a frame, and what bounds it",

@@ -1,4 +1,4 @@
-"""Results as JSON, and what every result says of itself: command, machine, versions."""
+"""Results as JSON and tables, and what every result says of itself: command, machine, versions."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Column, Table
 
 PACKAGES = ("torch", "numpy", "tensorrt", "torch_tensorrt", "tensorrt_rtx")
 
@@ -49,3 +50,13 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def figure_table(text: Sequence[str], figures: Sequence[str], title: str = "") -> Table:
+    """Columns of text, then columns of right-aligned figures; none is cut short, without rules
+    so that 80 columns hold it."""
+    left = [Column(name, no_wrap=True) for name in text]
+    right = [Column(name, justify="right", no_wrap=True) for name in figures]
+    return Table(
+        *left, *right, title=title or None, title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )

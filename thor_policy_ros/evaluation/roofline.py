@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from thor_policy_ros.evaluation.device_peaks import (
     DEVICES,
@@ -26,7 +26,7 @@ from thor_policy_ros.evaluation.device_peaks import (
     find_device,
 )
 from thor_policy_ros.evaluation.model_costs import FrameCosts, Part, frame_costs
-from thor_policy_ros.evaluation.result_files import write_json
+from thor_policy_ros.evaluation.result_files import figure_table, write_json
 from thor_policy_ros.model.config import Pi05Config, model_config_from_json
 from thor_policy_ros.model.named_configs import NAMED
 
@@ -214,10 +214,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
 
 
 def _parts_table(parts: list[dict[str, Any]]) -> Table:
-    text = [Column(name, no_wrap=True) for name in ("stage", "part")]
     figures = ("runs", "GFLOP", "MB", "FLOP/B", "limit", "ms")
-    right = [Column(name, justify="right", no_wrap=True) for name in figures]
-    table = Table(*text, *right, box=None, padding=(0, 2, 0, 0))  # 80 columns
+    table = figure_table(("stage", "part"), figures)
     for p in parts:
         each = (f"{p['gflops']:.2f}", f"{p['mbytes']:.1f}", f"{p['intensity']:.0f}")
         ms = f"{p['floor_ms']:.3f}"
@@ -227,8 +225,8 @@ def _parts_table(parts: list[dict[str, Any]]) -> Table:
 
 def _stages_table(report: Mapping[str, Any]) -> Table:
     names = [f"{row['backend']} {row['dtype']}" for row in report["measured"]]
-    columns = [Column(name, justify="right") for name in ("floor ms", *names)]
-    table = Table("stage", *columns, title="p50 and how many floors it is" if names else None)
+    title = "p50 in ms, and how many floors it is" if names else ""
+    table = figure_table(("stage",), ("floor ms", *names), title)
     for stage, floor in report["floor_ms"].items():
         cells = [
             f"{row['p50_ms'][stage]:.2f} ({row['over_floor'][stage]:.1f}x)"
