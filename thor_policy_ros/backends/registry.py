@@ -43,6 +43,10 @@ ENGINES: dict[str, Engine] = {
     "pytorch": Engine(
         "thor_policy_ros.backends.pytorch", "plain PyTorch, CPU or CUDA, float32 or bfloat16"
     ),
+    "fp8_mlp": Engine(
+        "thor_policy_ros.backends.fp8_mlp",
+        "PyTorch in bfloat16 with gate and up of the prefix's MLPs in FP8",
+    ),
 }
 
 # A bare name of an engine with reuse refills the prefix every 2nd tick; `_freq1` never reuses.
@@ -51,6 +55,11 @@ BACKENDS: dict[str, BackendSpec] = {
     for spec in (
         BackendSpec("pytorch", "pytorch"),
         BackendSpec("pytorch_pipelined", "pytorch", pipelined=True),
+        BackendSpec("fp8_mlp", "fp8_mlp", "fp8_hybrid", "static", reuse_every=2),
+        BackendSpec("fp8_mlp_freq1", "fp8_mlp", "fp8_hybrid", "static", reuse_every=1),
+        BackendSpec("fp8_mlp_freq2", "fp8_mlp", "fp8_hybrid", "static", reuse_every=2),
+        BackendSpec("fp8_mlp_freq3", "fp8_mlp", "fp8_hybrid", "static", reuse_every=3),
+        BackendSpec("fp8_mlp_dynamic", "fp8_mlp", "fp8_hybrid", "dynamic", reuse_every=2),
     )
 }
 

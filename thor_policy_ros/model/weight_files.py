@@ -6,6 +6,7 @@ are memory-mapped; nothing is unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from thor_policy_ros.model.key_layout import LAYOUT_PREFIXES, UNUSED_KEYS, layou
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _FOREIGN = "not in this layout: "
+_HASH_BLOCK = 1 << 22
 
 
 class CheckpointError(ValueError):
@@ -67,6 +69,18 @@ def read_contents(folder: Path | str) -> Contents:
         files={keys[name]: files[name] for name in used},
         unused=tuple(sorted(set(shapes) - set(used))),
     )
+
+
+def checkpoint_hash(folder: Path | str) -> str:
+    """SHA-256 of the weight files' bytes, 64 hex digits: what is derived from a checkpoint is
+    kept under it. Reads everything (7 GB take some seconds); CheckpointError without weights.
+    """
+    digest = hashlib.sha256()
+    for path in _weight_files(Path(folder)):
+        with path.open("rb") as file:
+            while block := file.read(_HASH_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _openpi_name(name: str, prefix: str) -> str:

@@ -1,0 +1,66 @@
+"""Measures how large the activations of the prefix's MLPs get while a backend runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thor_policy_ros.backends.fp8_scales import LayerRanges, Range
+from thor_policy_ros.model.gemma import Mlp
+from thor_policy_ros.model.pi05 import Pi05
+
+
+@dataclass
+class _Seen:
+    """Absmax by frame, f32[] on the device: reading them would wait for it."""
+
+    input: list[Tensor] = field(default_factory=list)
+    hidden: list[Tensor] = field(default_factory=list)
+
+
+class ActivationRanges:
+    """What was seen by the MLPs that a prefix computes: all but the last layer's."""
+
+    def __init__(self, model: Pi05) -> None:
+        self._mlps: list[Mlp] = [layer.mlp for layer in list(model.language.layers)[:-1]]  # type: ignore[misc]
+        self._seen = [_Seen() for _ in self._mlps]
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Prefixes computed inside are measured."""
+        handles = [
+            module.register_forward_pre_hook(_keeps_absmax(seen))
+            for mlp, layer in zip(self._mlps, self._seen, strict=True)
+            for module, seen in ((mlp, layer.input), (mlp.down_proj, layer.hidden))
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def layers(self, percentile: float) -> tuple[LayerRanges, ...]:
+        """By layer, keeping that percentile over the frames; ValueError before any frame."""
+        if not all(seen.input for seen in self._seen):
+            raise ValueError("a calibration wants at least 1 frame, got none")
+        return tuple(
+            LayerRanges(_range(seen.input, percentile), _range(seen.hidden, percentile))
+            for seen in self._seen
+        )
+
+
+def _keeps_absmax(seen: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen.append(arguments[0].detach().abs().amax().float())
+
+    return hook
+
+
+def _range(absmax: Sequence[Tensor], percentile: float) -> Range:
+    values = torch.stack(list(absmax)).cpu().numpy()
+    return Range(float(np.percentile(values, percentile)), float(values.max()))
