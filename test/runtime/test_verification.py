@@ -105,6 +105,19 @@ def test_bfloat16_passes_its_own_bounds_and_not_those_of_float32(
         assert not verify_frames(policy, frames, THRESHOLDS["float32"]).ok
 
 
+def test_a_pipelined_engine_is_verified_with_its_next_prefix_under_way(
+    frames: tuple[ReferenceFrame, ...],
+) -> None:
+    with UnifiedPolicy(DEMO, "pytorch_pipelined", dtype="float32", device="cpu") as policy:
+        assert not is_reference(policy)
+        calls: list[str] = []
+        prefill, denoise = policy.backend.prefill, policy.backend.denoise
+        policy.backend.prefill = lambda *a: calls.append("prefill") or prefill(*a)
+        policy.backend.denoise = lambda *a: calls.append("denoise") or denoise(*a)
+        assert verify_frames(policy, frames).ok
+        assert calls == ["prefill", "prefill", "denoise", "prefill", "denoise", "denoise"]
+
+
 def test_the_worst_observation_decides_not_the_mean(
     policy: UnifiedPolicy, frames: tuple[ReferenceFrame, ...]
 ) -> None:

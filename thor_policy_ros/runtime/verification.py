@@ -12,7 +12,7 @@ backend `pytorch` in float32. It need not be in memory at the same time:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from thor_policy_ros.runtime.engine_difference import (
 )
 from thor_policy_ros.runtime.policy_runner import Policy
 from thor_policy_ros.runtime.verification_inputs import EngineInputs, engine_inputs
-from thor_policy_ros.types import F32, Observation, Verification
+from thor_policy_ros.types import F32, Observation, PrefixKV, Verification
 
 REFERENCE_BACKEND = "pytorch"
 REFERENCE_DTYPE = "float32"
@@ -70,7 +70,7 @@ def reference_frames(
     """What the reference makes of the inputs. Raises VerificationFailedError where its own
     values are not finite: such a checkpoint cannot be judged.
     """
-    frames = tuple(ReferenceFrame(given, _run(reference, given)) for given in inputs)
+    frames = tuple(map(ReferenceFrame, inputs, _run_all(reference, inputs)))
     for made in frames:
         for name in ("keys", "values", "actions", "commands"):
             if not np.isfinite(getattr(made.frame, name)).all():
@@ -89,8 +89,8 @@ def verify_frames(
         raise ValueError("a verification wants at least 1 observation, got none")
     bounds = thresholds or THRESHOLDS[precision_of(policy)]
     found = [
-        difference(_run(policy, made.given), made.frame, _ranges(policy, made.given), bounds)
-        for made in frames
+        difference(ours, made.frame, _ranges(policy, made.given), bounds)
+        for ours, made in zip(_run_all(policy, [m.given for m in frames]), frames, strict=True)
     ]
     return _summary(policy, frames, found, bounds)
 
@@ -108,7 +108,8 @@ def precision_of(policy: Policy) -> str:
 
 def is_reference(policy: Policy) -> bool:
     """Whether the policy's engine is the reference itself: only its repeatability is judged."""
-    return policy.spec.engine == REFERENCE_BACKEND and precision_of(policy) == REFERENCE_DTYPE
+    is_plain = policy.spec.engine == REFERENCE_BACKEND and not policy.spec.pipelined
+    return is_plain and precision_of(policy) == REFERENCE_DTYPE
 
 
 def verification_json(result: Verification) -> dict[str, Any]:
@@ -124,16 +125,24 @@ def _all_inputs(
     return (*given, *engine_inputs(reference.preprocess, reference.config, seen, seed))
 
 
-def _run(policy: Policy, given: EngineInputs) -> Frame:
-    """One frame. Reading the actions waits for the device, so the prefix is read after them."""
-    prefix = policy.backend.prefill(given.inputs, 0.0)
+def _run_all(policy: Policy, inputs: Sequence[EngineInputs]) -> Iterator[Frame]:
+    """Each frame in turn; a pipelined policy's next prefix is launched before each denoising."""
+    ahead = 1 if policy.spec.pipelined else 0
+    prefixes: list[PrefixKV] = []
+    for index, given in enumerate(inputs):
+        for due in inputs[len(prefixes) : index + ahead + 1]:
+            prefixes.append(policy.backend.prefill(due.inputs, float(len(prefixes))))
+        yield _denoised(policy, given, prefixes[index])
+
+
+def _denoised(policy: Policy, given: EngineInputs, prefix: PrefixKV) -> Frame:
+    """Reading the actions waits for the device, so the prefix is read after them."""
     actions = policy.backend.denoise(prefix, given.noise, given.num_steps)
     valid = _host(prefix.pad_mask)[0].astype(bool)
     keys, values = (_host(kv)[:, 0][:, :, valid] for kv in (prefix.keys, prefix.values))
     if actions.shape != given.noise.shape:  # nothing more can be computed from such actions
         return Frame(keys, values, actions, actions, actions)
-    used = policy.config.action_dim
-    flow = (actions - given.noise)[:, :used]
+    flow = (actions - given.noise)[:, : policy.config.action_dim]
     return Frame(keys, values, actions, flow, policy.postprocess(actions, given.state))
 
 
