@@ -72,10 +72,14 @@ class TestWaiting:
         assert command.state == "waiting"
         assert "'a' measured at 2.2000, outside its limits [-2.0000, 2.0000]" in command.reason
 
-    def test_a_joint_slightly_outside_its_limits_starts_at_the_limit(self):
-        ex = executor(NORMAL, start=2.01)
+    def test_a_joint_slightly_outside_its_limits_is_brought_to_the_limit_within_them(self):
+        ex = executor(NORMAL, start=2.04)
         ex.accept(chunk([2, 2], 0.0), ("a",), 0.0)
-        assert position(ex.command(0.0)) == 2.0
+        path = [position(command) for command in follow(ex, 0.0, 0.5)]
+        assert path[0] == pytest.approx(2.04 - 10.0 * DT_S**2)
+        assert path[-1] == pytest.approx(2.0) and min(path) >= 2.0 - 1e-9
+        wide = joint_limits(-2.0, 2.1, 1.0, 10.0)
+        assert_limits_kept(path, [2.04], wide, DT_S)
 
     @pytest.mark.parametrize(
         ("positions", "stamp_s", "said"),
@@ -408,3 +412,78 @@ def test_a_tick_is_cheap():
         spent_s.append(time.perf_counter() - before_s)
     # The least of many: what the code costs, not what else the machine was doing.
     assert np.quantile(spent_s[30:], 0.1) < 0.3e-3
+
+
+def trusting(limits: JointLimits = NORMAL, **trust: float) -> ChunkExecutor:
+    """An executor of the joint 'a' under way to 1.0, with joints measured at time 0."""
+    made = executor(limits, **trust)
+    assert made.accept(chunk(np.ones(20), 0.0), ("a",), 0.0) == ""
+    return made
+
+
+def assert_braking(commands: list[Command], limits: JointLimits = NORMAL) -> None:
+    path = [c.positions for c in commands]
+    assert_limits_kept(path, [0.0], limits, DT_S)
+    assert commands[-1].velocities == pytest.approx([0.0])
+
+
+class TestTrust:
+    """The robot is where it was commanded, or it is not moved."""
+
+    def test_joints_that_are_no_longer_measured_stop_the_motion(self):
+        ex = trusting(max_measured_age_s=0.2)
+        commands = follow(ex, 0.0, 0.5)
+        assert {c.state for c in commands[:21]} == {"tracking"}
+        assert {c.state for c in commands[22:]} == {"stopped"}
+        assert "measured joints are 0.500 s old" in commands[-1].reason
+        assert_braking(commands)
+        assert position(commands[-1]) < 0.5
+
+    def test_the_motion_goes_on_when_they_are_measured_again_and_a_chunk_comes(self):
+        ex = trusting(max_measured_age_s=0.2)
+        commands = follow(ex, 0.0, 0.5)
+        ex.set_measured(commands[-1].positions, 0.51)
+        assert ex.command(0.51).state == "stopped", "without a new chunk"
+        ex.accept(chunk(np.ones(20), 0.5), ("a",), 0.52)
+        resumed = ex.command(0.52)
+        assert resumed.state == "tracking"
+        assert abs(position(resumed) - position(commands[-1])) <= 10.0 * DT_S**2 * 1.001
+
+    def test_an_old_measurement_does_not_begin_a_motion(self):
+        ex = executor(NORMAL, max_measured_age_s=0.2)
+        ex.accept(chunk(np.ones(20), 0.0), ("a",), 0.3)
+        assert "0.300 s old" in ex.command(0.3).reason
+
+    def test_a_robot_that_does_not_follow_is_stopped_until_the_reset(self):
+        ex = trusting(max_lag_s=0.25)
+        commands = follow(ex, 0.0, 0.8)  # the joint stays at 0
+        assert commands[-1].state == "stopped"
+        assert re.search(r"'a' is 0\.2\d+ from its command.*reset", commands[-1].reason)
+        assert_braking(commands)
+        ex.set_measured(commands[-1].positions, 0.81)
+        ex.accept(chunk(np.ones(20), 0.8), ("a",), 0.81)
+        assert ex.command(0.81).state == "stopped", "caught up, but nobody has looked"
+        ex.reset()
+        ex.set_measured([0.0], 0.82)
+        ex.accept(chunk(np.ones(20), 0.8), ("a",), 0.82)
+        begun = ex.command(0.82)
+        assert begun.state == "tracking"
+        assert position(begun) == pytest.approx(0.0, abs=10.0 * DT_S**2 * 1.001)
+
+    def test_a_robot_that_was_moved_while_stopped_is_not_pulled_back(self):
+        ex = trusting(max_lag_s=0.25)
+        ex.command(0.0)
+        ex.set_measured([-1.5], 3.0)
+        ex.accept(chunk(np.ones(20), 3.0), ("a",), 3.0)
+        commands = follow(ex, 3.0, 3.5)
+        assert {c.state for c in commands} == {"stopped"}
+        assert abs(position(commands[-1])) < 0.01
+
+    def test_a_gripper_that_holds_something_is_not_a_lag(self):
+        ex = trusting(joint_limits(-2.0, 2.0, np.inf, np.inf), max_lag_s=0.01)
+        assert {c.state for c in follow(ex, 0.0, 0.5)} == {"tracking"}
+
+    @pytest.mark.parametrize("trust", [{"max_lag_s": 0.0}, {"max_measured_age_s": np.nan}])
+    def test_trust_without_bounds_is_refused(self, trust):
+        with pytest.raises(ValueError, match="wants positive max_measured_age_s and max_lag_s"):
+            executor(**trust)

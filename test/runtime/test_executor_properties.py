@@ -1,9 +1,11 @@
 """The chunk executor under arbitrary chunks, clocks, measurements and joints."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 from hypothesis import event, given, note
 from hypothesis import strategies as st
 from support.motion import assert_limits_kept, control_dts_s, limits, positions
@@ -12,6 +14,7 @@ from thor_policy_ros.runtime.executor import ChunkExecutor, Command
 from thor_policy_ros.types import ActionChunk, JointLimits
 
 JOINTS = ("a", "b")
+inf32 = np.float32(np.inf)
 
 any_float = st.floats(width=32) | st.floats(-3, 3, width=32)
 any_time_s = st.floats() | st.floats(-2.0, 2.0)
@@ -69,6 +72,8 @@ times = st.fixed_dictionaries(
         "crossfade_s": st.just(0.0) | st.floats(0.0, 0.5),
         "hold_timeout_s": st.floats(0.0, 0.5),
         "max_chunk_age_s": st.floats(0.1, 2.0),
+        "max_measured_age_s": st.just(math.inf) | st.floats(0.1, 1.0),
+        "max_lag_s": st.just(math.inf) | st.floats(0.1, 2.0),
     }
 )
 
@@ -101,6 +106,21 @@ class Session:
         return [c.positions for c in self.commands if c.positions is not None]
 
 
+def widened(limits: JointLimits, start: tuple[float, float]) -> JointLimits:
+    """`limits`, and where the joints were when the motion began."""
+    low, high = np.nextafter(np.float32(start), -inf32), np.nextafter(np.float32(start), inf32)
+    return replace(
+        limits, lower=np.minimum(limits.lower, low), upper=np.maximum(limits.upper, high)
+    )
+
+
+def assert_never_farther_out(path: Sequence[npt.ArrayLike], limits: JointLimits) -> None:
+    """Inside the position limits for good, or on the way there."""
+    rows = np.array(path)
+    outside = np.maximum(np.maximum(limits.lower - rows, rows - limits.upper), 0.0)
+    assert (np.diff(outside, axis=0) <= 0.0).all(), np.diff(outside, axis=0).max(0)
+
+
 @given(limits(2), control_dts_s, times, st.tuples(positions, positions), events)
 def test_every_command_keeps_every_limit(limits, dt_s, times, start, events):
     session = Session(limits, dt_s, {**times, "start_tolerance": math.inf})
@@ -115,8 +135,8 @@ def test_every_command_keeps_every_limit(limits, dt_s, times, start, events):
     event(f"{len(session.path) // 20 * 20} commands or more")
     event(f"states {sorted({c.state for c in session.commands})}")
     if begun is not None:
-        inside = np.clip(begun, limits.lower.astype(float), limits.upper.astype(float))
-        assert_limits_kept(session.path, inside, limits, dt_s)
+        assert_limits_kept(session.path, begun, widened(limits, begun), dt_s)
+        assert_never_farther_out([begun, *session.path], limits)
 
 
 @given(limits(2), control_dts_s, times, st.tuples(positions, positions), events)

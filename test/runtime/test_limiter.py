@@ -26,8 +26,9 @@ def run(limiter: JointLimiter, references: np.ndarray) -> np.ndarray:
 
 
 def at_rest(limits: JointLimits, dt_s: float, *start: float) -> JointLimiter:
+    """A limiter at `start`, or as near as the position limits allow."""
     limiter = JointLimiter(limits, dt_s)
-    limiter.start(np.array(start))
+    limiter.start(limiter.clip(np.array(start)))
     return limiter
 
 
@@ -203,6 +204,24 @@ def test_the_edge_of_the_range_counts_as_a_position_intervention():
     assert limiter.positions[0] == pytest.approx(1.0, abs=1e-9)
 
 
-def test_the_start_is_brought_inside_the_limits():
-    limiter = at_rest(joint_limits(-1, 1, 1, 1), 0.01, 1.5)
-    assert limiter.positions[0] == 1.0
+def test_a_start_outside_comes_back_at_limited_speed_and_never_goes_farther_out():
+    limits = joint_limits(-1, 1, 1, 10)
+    limiter = JointLimiter(limits, 0.01)
+    limiter.start(np.array([1.5]))
+    farther = np.array([1.0])  # what a reference beyond the limit is clipped to
+    path = [limiter.positions]
+    for _ in range(200):
+        limiter.follow(farther, farther)
+        path.append(limiter.positions)
+    assert_limits_kept(path[1:], path[0], joint_limits(-1, 1.5, 1, 10), 0.01)
+    assert (np.diff(path, axis=0) <= 1e-12).all()
+    assert limiter.positions[0] == pytest.approx(1.0, abs=1e-9)
+
+
+def test_braking_on_the_way_back_from_outside_is_not_a_leap():
+    limiter = JointLimiter(joint_limits(-1, 1, 1, 10), 0.01)
+    limiter.start(np.array([1.5]))
+    limiter.follow(np.array([1.0]), np.array([1.0]))
+    before = limiter.positions
+    limiter.brake()
+    assert limiter.positions[0] == pytest.approx(before[0], abs=10 * 0.01**2)

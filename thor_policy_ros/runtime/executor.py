@@ -6,6 +6,9 @@ one tick of `control_dt_s`, however much time the caller's clock says has passed
 forward the motion catches up with the chunk within the limits, or stops if the chunk has run
 out. A clock that goes back by up to `CLOCK_TOLERANCE_S` stands still; by more, and the chunk
 belongs to another time: the robot decelerates to rest and waits for a new one.
+
+The robot. Commands begin where the joints are measured. Joints that are no longer measured stop
+the motion until they are; joints that are far from their commands stop it until `reset`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thor_policy_ros.runtime.acceptance import form_refusal, time_refusal
+from thor_policy_ros.runtime.following import age_fault, lag_fault
 from thor_policy_ros.runtime.limiter import F64, JointLimiter
 from thor_policy_ros.runtime.trajectory import Crossfade, Trajectory, constant
 from thor_policy_ros.types import ActionChunk, JointLimits
@@ -76,7 +80,10 @@ class ChunkExecutor:
     max_chunk_age_s: no command is executed later than this after its observation.
     max_future_s: how far ahead of `now_s` a chunk's observation may be (clocks differ).
     start_tolerance: how far outside its limits, in robot units, a joint may be measured at the
-        start; it is then commanded to the limit. Beyond, the executor does not start.
+        start; it is then brought to the limit. Beyond, the executor does not start.
+    max_measured_age_s: no motion when the joints were measured longer ago than this.
+    max_lag_s: no motion when a joint is farther from its command than it moves in this time at
+        full speed.
     """
 
     def __init__(
@@ -89,6 +96,8 @@ class ChunkExecutor:
         max_chunk_age_s: float = 1.0,
         max_future_s: float = 0.05,
         start_tolerance: float = 0.05,
+        max_measured_age_s: float = math.inf,
+        max_lag_s: float = math.inf,
     ) -> None:
         self.joint_names = tuple(joint_names)
         _check_joints(self.joint_names, limits)
@@ -97,6 +106,7 @@ class ChunkExecutor:
         if not start_tolerance >= 0:
             raise ValueError(f"executor wants start_tolerance >= 0, got {start_tolerance}")
         self.set_times(crossfade_s, hold_timeout_s, max_chunk_age_s, max_future_s)
+        self.set_trust(max_measured_age_s, max_lag_s)
         self.control_dt_s = control_dt_s
         self._start_tolerance = start_tolerance
         self._limits = limits
@@ -120,6 +130,7 @@ class ChunkExecutor:
         self._reference: F64 = np.zeros(len(self.joint_names))
         self._observed_at_s = -math.inf
         self._stop_reason = ""
+        self._lag_fault = ""
 
     def set_times(
         self,
@@ -138,8 +149,18 @@ class ChunkExecutor:
         self._crossfade_s, self._hold_timeout_s = crossfade_s, hold_timeout_s
         self._max_chunk_age_s, self._max_future_s = max_chunk_age_s, max_future_s
 
+    def set_trust(self, max_measured_age_s: float, max_lag_s: float) -> None:
+        """Change what is trusted of the robot, also while running; inf is any measurement."""
+        if not (max_measured_age_s > 0 and max_lag_s > 0):
+            raise ValueError(
+                "executor wants positive max_measured_age_s and max_lag_s, got "
+                f"{max_measured_age_s}, {max_lag_s}"
+            )
+        self._max_measured_age_s, self._max_lag_s = max_measured_age_s, max_lag_s
+
     def set_measured(self, positions: npt.ArrayLike, stamp_s: float) -> str:
-        """Where the joints were at `stamp_s`, in the executor's order: the motion starts there.
+        """Where the joints were at `stamp_s`, in the executor's order: the motion starts there
+        and is watched by it.
 
         Returns '' or why the measurement is refused.
         """
@@ -248,12 +269,12 @@ class ChunkExecutor:
             return "the joints have not been measured; check the joint state topic"
         if self._pending is None or self._pending.ends_at_s < now_s:
             return "no valid chunk has come; check the policy"
-        age_s = now_s - self._measured_at_s
-        if age_s > self._max_chunk_age_s:
-            return f"the measured joints are {age_s:.3f} s old; check the joint state topic"
-        outside = self._outside_limits(self._measured)
-        if outside:
-            return outside
+        max_age_s = min(self._max_measured_age_s, self._max_chunk_age_s)
+        fault = age_fault(now_s - self._measured_at_s, max_age_s) or self._outside_limits(
+            self._measured
+        )
+        if fault:
+            return fault
         self._limiter.start(self._measured)
         self._started = True
         self._follow(self._pending, now_s)
@@ -277,11 +298,14 @@ class ChunkExecutor:
             self._pending = trajectory
             return
         if self._plan is None:
-            self._plan = Crossfade(constant(self._limiter.positions))
-            self._reference = self._limiter.positions
+            self._reference = self._limiter.clip(self._limiter.positions)
+            self._plan = Crossfade(constant(self._reference))
         self._plan.add(trajectory, now_s, self._crossfade_s)
 
     def _state(self, now_s: float) -> tuple[CommandState, str]:
+        fault = self._fault(now_s)
+        if fault:
+            return "stopped", fault
         if self._plan is None:
             return "stopped", self._stop_reason
         past_s = now_s - self._plan.newest.ends_at_s
@@ -293,6 +317,23 @@ class ChunkExecutor:
             f"no chunk came within hold_timeout_s = {self._hold_timeout_s:g} s "
             "after the last one ran out"
         )
+
+    def _fault(self, now_s: float) -> str:
+        """Why the robot must not be moved on; a lag stays one until `reset`."""
+        if self._lag_fault:
+            return self._lag_fault
+        measured_at_s = -math.inf if self._measured is None else self._measured_at_s
+        fault = age_fault(now_s - measured_at_s, self._max_measured_age_s)
+        if fault or self._measured is None:
+            return fault
+        self._lag_fault = lag_fault(
+            self._measured,
+            self._limiter.positions,
+            self._limits.velocity.astype(np.float64),
+            self._max_lag_s,
+            self.joint_names,
+        )
+        return self._lag_fault
 
     def _track(self, now_s: float) -> None:
         assert self._plan is not None

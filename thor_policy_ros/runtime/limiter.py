@@ -39,7 +39,8 @@ class JointLimiter:
     exactly. Any other is caught up with along the fastest approach that does not overshoot a
     reference of steady velocity; where the reference will stop or turn is told by its range.
     The state is always one from which the joint can still brake before its position limits,
-    which is why there is always an allowed next step.
+    which is why there is always an allowed next step. A joint that starts outside them comes
+    back at limited speed, and never goes farther out.
     """
 
     def __init__(self, limits: JointLimits, control_dt_s: float) -> None:
@@ -60,8 +61,8 @@ class JointLimiter:
         self.velocities: F64 = np.zeros_like(self.lower)
 
     def start(self, positions: F64) -> None:
-        """Stand still at `positions`, which are first brought inside the position limits."""
-        self.positions = self.clip(positions)
+        """Stand still at `positions`, f64[A]."""
+        self.positions = positions.copy()
         self.velocities = np.zeros_like(self.positions)
 
     def clip(self, positions: F64) -> F64:
@@ -106,7 +107,9 @@ class JointLimiter:
             np.maximum(by_speed, before - self._max_change), before + self._max_change
         )
         allowed = np.minimum(np.maximum(by_change, -down), up)
-        positions = self.clip(self.positions + allowed * self._dt)
+        lowest = np.minimum(self.lower, self.positions)
+        highest = np.maximum(self.upper, self.positions)
+        positions = np.minimum(np.maximum(self.positions + allowed * self._dt, lowest), highest)
         self.velocities = (positions - self.positions) / self._dt
         self.positions = positions
         return Interventions(
