@@ -48,7 +48,8 @@ class Rig:
 
     def __init__(self, probe: Probe) -> None:
         self.probe = probe
-        self.positions = np.array(START)
+        self.positions: np.ndarray | None = np.array(START)
+        self.ahead_s = 0.0
         self.commands: list[Float64MultiArray] = probe.listen(Float64MultiArray, f"{NODE}/commands")
         self.trajectories: list[JointTrajectory] = probe.listen(
             JointTrajectory, f"{NODE}/joint_trajectory"
@@ -101,7 +102,10 @@ class Rig:
         return np.array([message.data for message in self.commands])
 
     def _publish_joints(self) -> None:
-        message = JointState(header=header(self.probe.now_s()), name=list(JOINTS))
+        if self.positions is None:
+            return
+        stamp_s = self.probe.now_s() + self.ahead_s
+        message = JointState(header=header(stamp_s), name=list(JOINTS))
         message.position = array.array("d", self.positions.tobytes())
         self._joints.publish(message)
 
@@ -118,6 +122,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 def rig(running: Rig) -> Rig:
     running.repeat(None)
     running.positions = np.array(START)
+    running.ahead_s = 0.0
     running.reset()
     return running
 
@@ -216,6 +221,38 @@ def test_after_a_reset_older_observations_are_refused(rig: Rig) -> None:
     rig.send(still(20))
     rig.probe.wait(lambda: rig.commands, "commands of a new chunk")
     np.testing.assert_allclose(rig.path()[0, :2], [-0.4, 0.4], atol=1e-2)
+
+
+def test_a_robot_that_is_no_longer_measured_is_stopped_and_resumes(rig: Rig) -> None:
+    rig.repeat(still(20))
+    rig.probe.diagnosis(EXECUTION, OK, "tracking")
+    rig.positions = None
+    rig.probe.diagnosis(EXECUTION, ERROR, "stopped: the measured joints are")
+    rig.positions = rig.path()[-1]
+    rig.probe.diagnosis(EXECUTION, OK, "tracking")
+
+
+def test_a_robot_that_does_not_follow_is_stopped_until_the_reset(rig: Rig) -> None:
+    rig.repeat(still(20))
+    rig.probe.wait(lambda: rig.commands and abs(rig.path()[-1, 0] - 0.5) < 1e-3, "the arrival")
+    rig.positions = np.array([-0.9, -0.3, 0.0])  # VELOCITY for 0.5 s is 1.0
+    rig.probe.diagnosis(EXECUTION, ERROR, "from its command, more than 1.0000")
+    stood = rig.path()[-1]
+    rig.probe.spin_for(0.3)
+    np.testing.assert_array_equal(rig.path()[-1], stood)
+    rig.reset()
+    rig.probe.wait(lambda: len(rig.commands) > 3, "commands after the reset")
+    np.testing.assert_allclose(rig.path()[0, :2], [-0.9, -0.3], atol=1e-2)
+
+
+def test_joints_from_the_future_are_refused(rig: Rig) -> None:
+    """They would pass for fresh long after the robot has moved."""
+    rig.ahead_s = 100.0
+    rig.probe.spin_for(0.1)  # what was sent before is on its way
+    rig.reset()
+    rig.repeat(still(20))
+    rig.probe.diagnosis(EXECUTION, STALE, "s ahead of now; compare the clocks")
+    assert not rig.commands
 
 
 def test_live_times_are_taken_and_nonsense_is_refused(rig: Rig) -> None:

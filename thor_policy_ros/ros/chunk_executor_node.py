@@ -42,8 +42,10 @@ from thor_policy_ros.ros.limits import required_limits
 from thor_policy_ros.ros.parameter_tables import EXECUTOR
 from thor_policy_ros.ros.parameters import NodeParameters
 from thor_policy_ros.ros.process import run_node
+from thor_policy_ros.ros.tick_clock import tick_clock
 from thor_policy_ros.runtime.executor import ChunkExecutor, Command
 from thor_policy_ros.runtime.latency import LatencyWindow, RateMeter
+from thor_policy_ros.runtime.latest_frames import CLOCK_TOLERANCE_S
 
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 REFUSAL_SHOWN_S = 5.0
@@ -92,7 +94,7 @@ class ChunkExecutorNode(Node):
             JointState, JOINT_STATES, self._on_joint_state, sensor_qos("best_effort")
         )
         self.create_service(Trigger, "~/reset", self._on_reset)
-        self.create_timer(self._period_s, self._on_tick)
+        self.create_timer(self._period_s, self._on_tick, clock=tick_clock(self))
         self._diagnostics = DiagnosticsPublisher(self, self._hardware_id, self._reports)
 
     def close(self) -> bool:
@@ -124,13 +126,18 @@ class ChunkExecutorNode(Node):
             return
         try:
             positions = joint_positions(message, self._motion.joint_names)
-            age_s = now_s - stamp_s
-            if age_s > self.parameters["max_chunk_age_s"]:
-                raise MessageError(f"JointState is {age_s:.3f} s old; compare the clocks")
+            self._check_age(now_s - stamp_s)
         except MessageError as error:
             self._refuse(str(error), now_s)
             return
         self._motion.set_measured(positions, stamp_s)
+
+    def _check_age(self, age_s: float) -> None:
+        """MessageError for a joint state that is not of now: it would pass for fresh later on."""
+        if age_s > self.parameters["max_joint_state_age_s"]:
+            raise MessageError(f"JointState is {age_s:.3f} s old; compare the clocks")
+        if age_s < -CLOCK_TOLERANCE_S:
+            raise MessageError(f"JointState is {-age_s:.3f} s ahead of now; compare the clocks")
 
     def _refuse(self, reason: str, now_s: float) -> None:
         self._unusable += 1
@@ -183,6 +190,9 @@ class ChunkExecutorNode(Node):
             self.parameters["crossfade_s"],
             self.parameters["hold_timeout_s"],
             self.parameters["max_chunk_age_s"],
+        )
+        self._motion.set_trust(
+            self.parameters["max_joint_state_age_s"], self.parameters["max_lag_s"]
         )
 
     def _now_s(self) -> float:

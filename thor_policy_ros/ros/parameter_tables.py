@@ -287,6 +287,25 @@ EXECUTOR = (
         live=True,
     ),
     ParameterRow(
+        "max_joint_state_age_s",
+        "double",
+        0.5,
+        "The robot is stopped while its joints were measured longer ago than this",
+        "s",
+        bounds=(0.01, 60.0),
+        live=True,
+    ),
+    ParameterRow(
+        "max_lag_s",
+        "double",
+        0.5,
+        "The robot is stopped, until ~/reset, when a joint is farther from its command than it "
+        "moves in this time at full speed",
+        "s",
+        bounds=(0.01, 60.0),
+        live=True,
+    ),
+    ParameterRow(
         "tick_jitter_warn_ms",
         "double",
         10.0,
