@@ -1,6 +1,8 @@
 """README.md says what the code says."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -33,6 +35,15 @@ def test_files_it_points_to_exist() -> None:
     assert links
     missing = [link for link in links if not (ROOT / link).exists()]
     assert not missing
+
+
+def test_its_python_example_runs_as_it_stands() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    ended = subprocess.run(
+        [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "FrameTiming(preprocess_ms=" in ended.stdout
 
 
 def test_an_unknown_table_is_refused() -> None:

@@ -78,7 +78,8 @@ POLICY = (
         "policy_config",
         "string",
         "",
-        "Named policy (pi05_libero, pi05_droid, ...); empty: as the checkpoint's config.json says",
+        "Named policy (pi05_libero, pi05_droid, ...) or a JSON file of PolicyConfig fields; "
+        "empty: as the checkpoint's config.json says",
     ),
     ParameterRow(
         "tokenizer",
