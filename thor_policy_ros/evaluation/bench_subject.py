@@ -5,22 +5,27 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from thor_policy_ros.backends.pytorch import DTYPES, checked_device, checked_dtype
+from thor_policy_ros.backends.fp8_calibration import ActivationRanges
+from thor_policy_ros.backends.fp8_scales import Fp8Scales, write_scales
+from thor_policy_ros.backends.pytorch import DTYPES, PyTorchBackend, checked_device, checked_dtype
 from thor_policy_ros.backends.registry import BACKENDS, spec_of
-from thor_policy_ros.model.checkpoint import save_pi05
+from thor_policy_ros.model.checkpoint import load_pi05, save_pi05
 from thor_policy_ros.model.config import Pi05Config
 from thor_policy_ros.model.named_configs import NAMED, load_policy_config
 from thor_policy_ros.model.pi05 import Pi05
+from thor_policy_ros.model.weight_files import checkpoint_hash
 from thor_policy_ros.types import F32, ModelInputs
 
 REFERENCE = "pytorch"
+CALIBRATION_SEEDS = range(1_000_000, 1_000_008)
+PERCENTILE = 99.9
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--random-weights", action="store_true",
         help="instead of --checkpoint: random weights of --config's sizes, written to a"
-        " temporary folder (7 GB for the published sizes)",
+        " temporary folder (7 GB for the published sizes); FP8 scales are calibrated there",
     )  # fmt: skip
     parser.add_argument(
         "--backend", default=REFERENCE, metavar="X[,Y]",
@@ -93,7 +98,10 @@ def opened_subject(arguments: argparse.Namespace) -> Iterator[Subject]:
     config = NAMED[arguments.config].model
     with tempfile.TemporaryDirectory(prefix="thor_policy_bench_") as folder:
         subject = _subject(arguments, Path(folder), arguments.config, config)
-        write_random_weights(subject.folder, config, checked_device(arguments.device))
+        device = checked_device(arguments.device)
+        write_random_weights(subject.folder, config, device)
+        if any(spec_of(name).fp8_scale == "static" for name in backend_names(arguments)):
+            calibrate(subject, device)
         yield subject
 
 
@@ -106,6 +114,23 @@ def write_random_weights(folder: Path, config: Pi05Config, device: torch.device)
     del model
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def calibrate(subject: Subject, device: torch.device) -> None:
+    """Store FP8 scales of random inputs, other ones than are benched, beside the weights."""
+    model = load_pi05(subject.folder, subject.config, device, torch.bfloat16)
+    ranges = ActivationRanges(model)
+    with closing(PyTorchBackend(BACKENDS[REFERENCE], model)) as backend, ranges.recording():
+        for seed in CALIBRATION_SEEDS:
+            backend.prefill(subject.inputs(seed), 0.0)
+        scales = Fp8Scales(
+            checkpoint=checkpoint_hash(subject.folder),
+            percentile=PERCENTILE,
+            frames=len(CALIBRATION_SEEDS),
+            source="random images and tokens of bench",
+            layers=ranges.layers(PERCENTILE),
+        )
+    write_scales(subject.folder, scales)
 
 
 def backend_names(arguments: argparse.Namespace) -> list[str]:

@@ -64,7 +64,7 @@ def frame_costs(config: Pi05Config, cameras: int, prompt_tokens: int, num_steps:
         prefix_tokens=prefix,
         num_steps=num_steps,
         vision=_vision(config.vision, config.language.width, cameras),
-        prefill=_prefill(config.language, prefix, prompt_tokens),
+        prefill=prefill_parts(config.language, prefix, prompt_tokens),
         denoise_step=_denoise_step(config, prefix),
     )
 
@@ -111,7 +111,8 @@ def _vision(config: VisionConfig, out_width: int, cameras: int) -> tuple[Part, .
     )
 
 
-def _prefill(config: GemmaConfig, prefix: int, prompt_tokens: int) -> tuple[Part, ...]:
+def prefill_parts(config: GemmaConfig, prefix: int, prompt_tokens: int) -> tuple[Part, ...]:
+    """The language model over `prefix` tokens, `prompt_tokens` of which are looked up."""
     norm = FLOAT32_BYTES * config.width
     x = prefix * config.width
     kv = 2 * config.num_kv_heads * config.head_dim
