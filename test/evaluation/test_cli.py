@@ -48,7 +48,8 @@ def test_backends_are_those_of_the_registry(capsys: pytest.CaptureFixture[str]) 
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == list(BACKENDS)
     assert main(["backends"]) == 0
-    assert all(name in capsys.readouterr().out for name in BACKENDS)
+    table = capsys.readouterr().out
+    assert all(name in table for name in BACKENDS)
 
 
 def test_backends_say_what_is_missing_here(

@@ -30,6 +30,11 @@ class ActivationRanges:
         self._mlps: list[Mlp] = [layer.mlp for layer in list(model.language.layers)[:-1]]  # type: ignore[misc]
         self._seen = [_Seen() for _ in self._mlps]
 
+    @property
+    def frames(self) -> int:
+        """How many prefixes were measured."""
+        return min((len(seen.input) for seen in self._seen), default=0)
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Prefixes computed inside are measured."""
@@ -46,7 +51,7 @@ class ActivationRanges:
 
     def layers(self, percentile: float) -> tuple[LayerRanges, ...]:
         """By layer, keeping that percentile over the frames; ValueError before any frame."""
-        if not all(seen.input for seen in self._seen):
+        if not self.frames:
             raise ValueError("a calibration wants at least 1 frame, got none")
         return tuple(
             LayerRanges(_range(seen.input, percentile), _range(seen.hidden, percentile))

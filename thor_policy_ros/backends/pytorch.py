@@ -89,6 +89,11 @@ class PyTorchBackend:
         self._allocate(2 if spec.pipelined else 1, clock)
 
     @property
+    def model(self) -> Pi05:
+        """The network, to be measured; RuntimeError once closed."""
+        return self._open_model()
+
+    @property
     def prefix_slots(self) -> int:
         """How many prefixes are valid at a time."""
         return len(self._slots)

@@ -37,12 +37,17 @@ COMMANDS = (
     Command(
         "backends",
         "thor_policy_ros.evaluation.backends_table",
-        "list the backends, and what each one is",
+        "list the backends, what each one is, and whether it runs here",
     ),
     Command(
         "verify",
         "thor_policy_ros.evaluation.verify",
         "check that a backend is the policy, against the float32 reference",
+    ),
+    Command(
+        "calibrate",
+        "thor_policy_ros.evaluation.calibrate",
+        "measure activations for the FP8 scales of a checkpoint",
     ),
     Command(
         "rollouts",
