@@ -100,9 +100,8 @@ def create_backend(
 
 
 def _pipelined(engine: Backend) -> Backend:
-    from thor_policy_ros.backends.pipelined import PipelinedBackend, TwoSlots
-
-    return PipelinedBackend(cast(TwoSlots, engine))
+    module = import_module("thor_policy_ros.backends.pipelined")  # which imports torch
+    return cast(Backend, module.PipelinedBackend(engine))
 
 
 def _engine_module(spec: BackendSpec) -> EngineModule:
