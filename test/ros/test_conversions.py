@@ -157,6 +157,8 @@ def test_joints_are_taken_by_name() -> None:
         (joints([], []), "lacks a, b, d; it has none"),
         (joints(["a", "b"], [1.0]), "2 names and 1 positions"),
         (joints(["a", "b", "d"], [1.0, float("nan"), float("inf")]), "not finite: b, d"),
+        (joints(["a", "b", "d"], [1.0, 1e300, 2.0]), "not finite: b"),
+        (joints(["a", "b", "d", "b"], [1.0, 2.0, 3.0, 4.0]), "more than one position of b"),
     ],
 )
 def test_joint_states_that_cannot_be_used_name_the_joints(message: JointState, reason: str) -> None:

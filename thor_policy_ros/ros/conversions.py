@@ -22,6 +22,7 @@ from thor_policy_ros.msg import FrameLatency
 from thor_policy_ros.types import F32, U8, ActionChunk, FrameTiming
 
 NS = 1_000_000_000
+LARGEST_F32 = float(np.finfo(np.float32).max)
 F64 = npt.NDArray[np.float64]
 
 # Encoding -> channels in memory, and the channels that make RGB.
@@ -110,7 +111,9 @@ def _oriented(pixels: U8, rotate_180: bool) -> U8:
 
 
 def joint_positions(message: JointState, names: Sequence[str]) -> F32:
-    """f32[J] in the order of `names`. Raises MessageError naming each joint that is missing."""
+    """f32[J] in the order of `names`. Raises MessageError naming the joints that are missing,
+    there twice or not finite.
+    """
     if len(message.position) != len(message.name):
         raise MessageError(
             f"JointState has {len(message.name)} names and {len(message.position)} positions"
@@ -121,11 +124,13 @@ def joint_positions(message: JointState, names: Sequence[str]) -> F32:
         raise MessageError(
             f"JointState lacks {', '.join(missing)}; it has {', '.join(message.name) or 'none'}"
         )
-    positions = np.array([at[name] for name in names], np.float32)
-    if not np.isfinite(positions).all():
-        bad = [name for name in names if not math.isfinite(at[name])]
+    if len(at) < len(message.name):
+        twice = sorted({name for name in message.name if list(message.name).count(name) > 1})
+        raise MessageError(f"JointState has more than one position of {', '.join(twice)}")
+    bad = [name for name in names if not abs(at[name]) <= LARGEST_F32]
+    if bad:
         raise MessageError(f"JointState position is not finite: {', '.join(bad)}")
-    return positions
+    return np.array([at[name] for name in names], np.float32)
 
 
 def image_from_rgb(pixels: U8, stamp_s: float, frame_id: str) -> Image:
