@@ -21,7 +21,6 @@ _PALIGEMMA = "paligemma_with_expert.paligemma."
 _EXPERT = "paligemma_with_expert.gemma_expert."
 _VISION = _PALIGEMMA + "model.vision_tower.vision_model."
 
-EMBEDDING = "language.embed_tokens.weight"
 EMBEDDING_KEYS = (
     _PALIGEMMA + "model.language_model.embed_tokens.weight",
     _PALIGEMMA + "lm_head.weight",
