@@ -201,6 +201,10 @@ class BackendUnavailableError(RuntimeError):
     """A backend cannot run here; the message says exactly what is missing."""
 
 
+class VerificationFailedError(RuntimeError):
+    """An engine is not the policy; the message says which check it failed."""
+
+
 class Backend(Protocol):
     """An engine that runs the model. One thread loads, calls and closes it."""
 

@@ -20,6 +20,8 @@ from thor_policy_ros.ros import policy_node
 from thor_policy_ros.ros.conversions import seconds
 from thor_policy_ros.ros.diagnostics import ERROR, OK, STALE
 from thor_policy_ros.ros.policy_node import PolicyNode
+from thor_policy_ros.ros.verified_loading import LoadedPolicy
+from thor_policy_ros.types import Verification
 
 NODE = "policy_node"
 LIFECYCLE, INPUTS, INFERENCE = (f"{NODE}: {task}" for task in ("lifecycle", "inputs", "inference"))
@@ -30,6 +32,7 @@ BASE = {
     "control_rate_hz": 20.0,
     "hardware_id": "test bench",
 }
+FINE = Verification(ok=True, cosine=1.0, max_abs_error=0.0)
 Load = Callable[..., ScriptedPolicy]
 
 
@@ -42,7 +45,11 @@ def policy() -> ScriptedPolicy:
 def load(policy: ScriptedPolicy, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Load]]:
     """The loader that the node calls; a test may replace the one element."""
     loaders: list[Load] = [lambda request, say: policy]
-    monkeypatch.setattr(policy_node, "load_policy", lambda *args: loaders[0](*args))
+
+    def load_policy(request: Any, references: Any, say: Any) -> LoadedPolicy:
+        return LoadedPolicy(loaders[0](request, say), FINE)
+
+    monkeypatch.setattr(policy_node, "load_policy", load_policy)
     yield loaders
 
 

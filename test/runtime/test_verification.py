@@ -19,7 +19,6 @@ from thor_policy_ros.runtime.engine_difference import THRESHOLDS
 from thor_policy_ros.runtime.unified_policy import UnifiedPolicy
 from thor_policy_ros.runtime.verification import (
     ReferenceFrame,
-    VerificationFailedError,
     is_reference,
     precision_of,
     reference_frames,
@@ -32,7 +31,7 @@ from thor_policy_ros.runtime.verification_inputs import (
     recorded_inputs,
     synthetic_observations,
 )
-from thor_policy_ros.types import BackendSpec
+from thor_policy_ros.types import BackendSpec, VerificationFailedError
 
 DEMO = Path(__file__).parents[2] / "checkpoints" / "demo"
 """Trained weights: with random ones the actions hardly depend on what is seen."""

@@ -116,18 +116,34 @@ class FrameLoop:
         settings: Callable[[], FrameSettings],
         window: int,
     ) -> None:
-        self._runner = runner
+        self._runner: PolicyRunner | None = runner
         self._frames = frames
         self._facts = facts
         self._publisher = publisher
         self._ros_now_s = ros_now_s
         self._settings = settings
         self._window = window
+        self._pause = ""
         self._lock = threading.Lock()
         self._discard = False
         self._sequence = 0
         self._frame = 0
         self._clear()
+
+    def hand_over(self, runner: PolicyRunner, backend: str) -> None:
+        """From the next frame on `runner` infers, under this name. In the inference thread."""
+        self._runner = runner
+        self._pause = ""
+        self.rename(backend)
+
+    def rename(self, backend: str) -> None:
+        """The same runner under another backend's name. In the inference thread."""
+        self._facts = replace(self._facts, backend=backend)
+
+    def pause(self, reason: str) -> None:
+        """No frame until a runner is handed over. In the inference thread."""
+        self._runner = None
+        self._pause = reason
 
     def begin(self) -> None:
         """A new activation: chunks are numbered from 1. In the inference thread."""
@@ -136,7 +152,8 @@ class FrameLoop:
 
     def reset(self) -> None:
         """Forget the prefix and the counters. In the inference thread."""
-        self._runner.reset()
+        if self._runner is not None:
+            self._runner.reset()
         with self._lock:
             self._clear()
             self._discard = False
@@ -152,7 +169,8 @@ class FrameLoop:
         """
         begun_s = time.perf_counter()
         now_s = self._ros_now_s()
-        found = self._frames.snapshot(now_s)
+        paused = NotReady((self._pause,)) if self._runner is None else None
+        found = paused or self._frames.snapshot(now_s)
         if isinstance(found, NotReady):
             self._count_not_ready(tick, found)
             return
@@ -198,6 +216,7 @@ class FrameLoop:
     def _step(
         self, observation: Observation, now_s: float, tick: Tick, settings: FrameSettings
     ) -> StepResult:
+        assert self._runner is not None
         seed = None if settings.seed < 0 else settings.seed + self._frame
         self._frame += 1
         try:

@@ -65,8 +65,40 @@ POLICY = (
         "backend",
         "string",
         "pytorch",
-        "Engine that runs the model",
+        "Engine that runs the model. Set while the robot runs, it is loaded and verified beside "
+        "the running one and takes over between two frames",
         choices=tuple(BACKENDS),
+        live=True,
+    ),
+    ParameterRow(
+        "kv_reuse_freq",
+        "int",
+        0,
+        "Refill the prefix every so many ticks; 0: as the backend's name says",
+        bounds=(0, 100),
+        live=True,
+    ),
+    ParameterRow(
+        "switch_mode",
+        "string",
+        "auto",
+        "Where a new backend loads: beside the running one, in a pause after closing it (no chunks "
+        "meanwhile), or auto: beside it if the GPU's memory allows both",
+        choices=("auto", "beside", "pause"),
+        live=True,
+    ),
+    ParameterRow(
+        "verification_observations",
+        "int",
+        3,
+        "Synthetic observations on which every loaded backend is compared with float32 PyTorch",
+        bounds=(1, 100),
+    ),
+    ParameterRow(
+        "verification_report_dir",
+        "string",
+        "",
+        "Folder for verification_BACKEND.json of every load; empty: none",
     ),
     ParameterRow(
         "checkpoint",

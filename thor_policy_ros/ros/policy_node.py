@@ -1,7 +1,8 @@
 """The policy on the robot: camera images and joint states in, action chunks out.
 
 A lifecycle node. Its executor has one thread, which decodes inputs and answers services; an
-inference thread of its own is the only one that touches the backend.
+inference thread of its own is the only one that touches the backend. A backend that is set while
+another one runs is loaded and verified in a third thread (`LiveSwitch`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lifecycle_msgs.msg import Transition
@@ -18,6 +20,7 @@ from rclpy.timer import Timer
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
+from thor_policy_ros.backends.registry import availability, spec_of
 from thor_policy_ros.msg import ActionChunk, FrameLatency
 from thor_policy_ros.ros.diagnostics import (
     DiagnosticsPublisher,
@@ -33,26 +36,34 @@ from thor_policy_ros.ros.lifecycle import (
     finished_elsewhere,
 )
 from thor_policy_ros.ros.limits import limits_of
+from thor_policy_ros.ros.live_switch import LiveSwitch
 from thor_policy_ros.ros.parameter_tables import CAMERA, POLICY
 from thor_policy_ros.ros.parameters import NodeParameters
-from thor_policy_ros.ros.policy_reports import inference_report, input_report, lifecycle_report
-from thor_policy_ros.ros.policy_session import (
+from thor_policy_ros.ros.policy_reports import (
+    backend_report,
+    inference_report,
+    input_report,
+    lifecycle_report,
+)
+from thor_policy_ros.ros.policy_session import cameras_of, check_cameras, facts_of
+from thor_policy_ros.ros.process import run_node
+from thor_policy_ros.ros.verified_loading import (
+    LoadedPolicy,
     LoadRequest,
-    cameras_of,
-    check_cameras,
-    facts_of,
+    References,
+    Say,
     load_policy,
 )
-from thor_policy_ros.ros.process import run_node
 from thor_policy_ros.runtime.latest_frames import LatestFrames
 from thor_policy_ros.runtime.policy_runner import PolicyRunner
-from thor_policy_ros.types import BackendUnavailableError
+from thor_policy_ros.types import BackendUnavailableError, VerificationFailedError
 
 if TYPE_CHECKING:
     from thor_policy_ros.runtime.unified_policy import UnifiedPolicy
 
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 CLOSE_TIMEOUT_S = 3.0  # ros2 launch loses patience after 5 s
+LOAD_ERRORS = (ValueError, OSError, ImportError, BackendUnavailableError)
 
 
 class InferenceFailedError(RuntimeError):
@@ -64,7 +75,8 @@ class PolicyNode(PatientLifecycleNode):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("policy_node", **kwargs)
-        self.parameters = NodeParameters(self, POLICY, on_change=self._on_change)
+        self._switch: LiveSwitch | None = None
+        self.parameters = NodeParameters(self, POLICY, self._check, self._on_change)
         names = self.parameters["cameras"]
         self.parameters.declare(row.for_item(name) for name in names for row in CAMERA)
         self.parameters.start()
@@ -72,7 +84,7 @@ class PolicyNode(PatientLifecycleNode):
         self._instruction = self.parameters["instruction"] or None
         self._failure: BaseException | None = None
         self._thread: InferenceThread | None = None
-        self._policy: UnifiedPolicy | None = None
+        self._policy: UnifiedPolicy | None = None  # until the switch has it
         self._frames: LatestFrames | None = None
         self._inputs: PolicyInputs | None = None
         self._loop: FrameLoop | None = None
@@ -90,17 +102,18 @@ class PolicyNode(PatientLifecycleNode):
     async def do_configure(self) -> None:
         self._failure = None
         self._thread = InferenceThread("inference", self._on_inference_failure)
-        request = LoadRequest.of(self.parameters)
-        loading = self._thread.call(lambda: load_policy(request, self._say))
+        request, references = LoadRequest.of(self.parameters), References()
+        loading = self._thread.call(lambda: load_policy(request, references, self._say))
         try:
-            self._policy = await finished_elsewhere(self.executor, loading)
-            assert self._policy is not None
-            self._prepare(self._policy)
-        except (ValueError, OSError, ImportError, BackendUnavailableError) as error:
+            loaded = await finished_elsewhere(self.executor, loading)
+            self._policy = loaded.policy
+            self._prepare(loaded, references)
+        except (*LOAD_ERRORS, VerificationFailedError) as error:
             await self._free()
             raise TransitionRefusedError(str(error)) from error
         finally:
             self.progress = ""
+        self._on_change({"backend": self.parameters["backend"]})  # it may be another one by now
 
     async def do_activate(self) -> None:
         assert self._thread is not None and self._loop is not None
@@ -127,23 +140,25 @@ class PolicyNode(PatientLifecycleNode):
         await self.do_cleanup()
 
     def close(self) -> bool:
-        """Ends the inference thread when the process ends; waits a little, not for ever."""
-        thread, policy, self._thread = self._thread, self._policy, None
+        """Ends the threads when the process ends; waits a little, not for ever."""
+        thread, policy = self._thread, self._left_policy()
+        switch, self._thread, self._switch = self._switch, None, None
         if thread is None:
             return True
         thread.stop_ticks()
         if policy is not None:
             thread.call(policy.close)
         thread.end()
-        return thread.join(CLOSE_TIMEOUT_S)
+        ended = thread.join(CLOSE_TIMEOUT_S)
+        return ended and (switch is None or switch.join(CLOSE_TIMEOUT_S))
 
     # Making and freeing
 
-    def _prepare(self, policy: UnifiedPolicy) -> None:
+    def _prepare(self, loaded: LoadedPolicy, references: References) -> None:
         """Inputs and frame loop for the loaded policy. Raises ValueError for parameters that
         do not fit the checkpoint.
         """
-        parameters = self.parameters
+        parameters, policy = self.parameters, loaded.policy
         cameras = cameras_of(parameters)
         check_cameras(cameras, policy.config)
         facts = facts_of(parameters, policy)
@@ -155,6 +170,7 @@ class PolicyNode(PatientLifecycleNode):
             parameters["max_input_skew_s"],
         )
         self._loop = self._make_loop(policy, self._frames, facts)
+        self._switch = self._make_switch(loaded, references, self._loop, facts)
         self._inputs = PolicyInputs(
             self,
             self._frames,
@@ -168,14 +184,37 @@ class PolicyNode(PatientLifecycleNode):
     def _make_loop(
         self, policy: UnifiedPolicy, frames: LatestFrames, facts: PolicyFacts
     ) -> FrameLoop:
-        runner = PolicyRunner(
+        runner = self._make_runner(policy, facts)
+        window = self.parameters["latency_window"]
+        return FrameLoop(runner, frames, facts, self, self._ros_now_s, self._settings, window)
+
+    def _make_runner(self, policy: UnifiedPolicy, facts: PolicyFacts) -> PolicyRunner:
+        return PolicyRunner(
             policy,
             limits_of(self.parameters, facts.action_names),
             time.perf_counter,
             joint_names=facts.action_names,
         )
-        window = self.parameters["latency_window"]
-        return FrameLoop(runner, frames, facts, self, self._ros_now_s, self._settings, window)
+
+    def _make_switch(
+        self, loaded: LoadedPolicy, references: References, loop: FrameLoop, facts: PolicyFacts
+    ) -> LiveSwitch:
+        def load(backend: str, say: Say) -> LoadedPolicy:
+            request = replace(LoadRequest.of(self.parameters), backend=backend)
+            return load_policy(request, references, say)
+
+        assert self._thread is not None
+        switch = LiveSwitch(
+            loaded,
+            self.executor,
+            self._thread,
+            loop,
+            lambda policy: self._make_runner(policy, facts),
+            load,
+            lambda: str(self.parameters["switch_mode"]),
+        )
+        switch.set_reuse(self.parameters["kv_reuse_freq"])
+        return switch
 
     async def _stop(self) -> None:
         """No tick after this; the frame being computed is finished, and not published."""
@@ -190,13 +229,21 @@ class PolicyNode(PatientLifecycleNode):
     async def _free(self) -> None:
         if self._inputs is not None:
             self._inputs.destroy()
-        thread, policy = self._thread, self._policy
-        self._thread = self._policy = self._frames = self._inputs = self._loop = None
+        thread, policy = self._thread, self._left_policy()
+        self._thread = self._switch = self._frames = self._inputs = self._loop = None
         if thread is None:
             return
         if policy is not None:
             await finished_elsewhere(self.executor, thread.call(policy.close))
         thread.end()
+
+    def _left_policy(self) -> UnifiedPolicy | None:
+        """What is loaded, for the caller to close; the node knows it no more."""
+        policy, self._policy = self._policy, None
+        if self._switch is None:
+            return policy
+        loaded = self._switch.abandon()
+        return loaded.policy if loaded is not None else None
 
     # Ticks and inputs
 
@@ -261,7 +308,21 @@ class PolicyNode(PatientLifecycleNode):
 
     # Parameters
 
+    def _check(self, values: Mapping[str, Any]) -> str:
+        """Why these values cannot be taken together. Fast: nothing is loaded here."""
+        name = values["backend"]
+        if spec_of(name).pipelined and values["kv_reuse_freq"] > 1:
+            return f"backend {name!r} refills every frame; set kv_reuse_freq to 0 or 1"
+        if self._switch is None or name == self.parameters["backend"]:
+            return ""  # configure will say what is missing
+        missing = availability(name)
+        return f"backend {name!r} cannot run here; missing: {'; '.join(missing)}" if missing else ""
+
     def _on_change(self, changed: Mapping[str, Any]) -> None:
+        if self._switch is not None and "kv_reuse_freq" in changed:
+            self._switch.set_reuse(changed["kv_reuse_freq"])
+        if self._switch is not None and "backend" in changed:
+            self._switch.request(changed["backend"])
         if "instruction" in changed:
             self._set_instruction(changed["instruction"])
         if self._frames is not None:
@@ -293,7 +354,7 @@ class PolicyNode(PatientLifecycleNode):
 
     def _reports(self) -> list[Report]:
         active = self.state_label == "active"
-        engine = self._policy.spec.name if self._policy is not None else ""
+        engine = self._switch.state.active if self._switch is not None else ""
         statistics = self._loop.statistics() if self._loop is not None else None
         records = list(self._inputs.records.values()) if self._inputs is not None else []
         lifecycle = lifecycle_report(
@@ -303,6 +364,7 @@ class PolicyNode(PatientLifecycleNode):
         now_s = self._ros_now_s()
         return [
             lifecycle,
+            backend_report(self._switch),
             input_report(records, self._frames, statistics, now_s, active),
             inference_report(self.parameters, statistics, active),
         ]

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from thor_policy_ros.ros.diagnostics import ERROR, STALE, WARN, Report, quantile_values
 from thor_policy_ros.ros.frame_loop import STAGES, FrameStatistics
 from thor_policy_ros.ros.inputs import InputRecord
+from thor_policy_ros.ros.live_switch import LiveSwitch
 from thor_policy_ros.ros.parameters import NodeParameters
 from thor_policy_ros.runtime.latest_frames import LatestFrames
+from thor_policy_ros.types import Verification
 
 # No chunk for this many control periods (at least a second) is no news.
 QUIET_PERIODS = 5.0
@@ -29,6 +31,49 @@ def lifecycle_report(
         "checkpoint": parameters["checkpoint"],
     }
     return report
+
+
+def backend_report(switch: LiveSwitch | None) -> Report:
+    """Requested and active backend, a switch under way, and how the active one was verified."""
+    report = Report("backend", fine="verified")
+    if switch is None:
+        report.note(STALE, "not configured")
+        return report
+    state, loaded = switch.state, switch.loaded
+    report.values = {
+        "requested": state.requested,
+        "active": state.active,
+        "loading": state.loading,
+        "progress": switch.progress,
+        "failure": state.failure,
+        "switches": switch.switches,
+    }
+    if state.loading:
+        report.fine = f"{state.active} runs while {state.loading} loads: {switch.progress}"
+    if state.lost:
+        report.note(ERROR, f"no backend runs: {state.failure}; set another one")
+    elif state.failure:
+        report.note(WARN, f"{state.active or 'no backend'} runs; failed: {state.failure}")
+    if switch.pause_reason:
+        report.note(WARN, switch.pause_reason)
+    if loaded is not None:
+        report.values["reuse_every"] = loaded.policy.spec.reuse_every
+        _add_verification(report, loaded.verification)
+        for note in getattr(loaded.policy.backend, "notes", ()):
+            report.note(WARN, note)
+    return report
+
+
+def _add_verification(report: Report, found: Verification) -> None:
+    report.values |= {
+        "verified": found.ok,
+        "verified_as": found.precision,
+        "verified_observations": found.observations,
+        "verified_cosine": found.cosine,
+        "verified_max_abs_error": found.max_abs_error,
+        "verified_worst": found.worst,
+        "verified_s": found.seconds,
+    }
 
 
 def input_report(

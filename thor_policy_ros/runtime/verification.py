@@ -27,14 +27,10 @@ from thor_policy_ros.runtime.engine_difference import (
 )
 from thor_policy_ros.runtime.policy_runner import Policy
 from thor_policy_ros.runtime.verification_inputs import EngineInputs, engine_inputs
-from thor_policy_ros.types import F32, Observation, PrefixKV, Verification
+from thor_policy_ros.types import F32, Observation, PrefixKV, Verification, VerificationFailedError
 
 REFERENCE_BACKEND = "pytorch"
 REFERENCE_DTYPE = "float32"
-
-
-class VerificationFailedError(RuntimeError):
-    """An engine is not the policy; the message says which check it failed."""
 
 
 @dataclass(frozen=True)

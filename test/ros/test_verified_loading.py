@@ -1,0 +1,193 @@
+"""No engine leaves the loader that was not compared with the float32 reference."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from rclpy.parameter import Parameter
+from support.fake_robot import JOINTS, FakeRobot
+from support.ros_probe import Probe
+
+from thor_policy_ros.backends import pytorch
+from thor_policy_ros.backends.pytorch import PyTorchBackend
+from thor_policy_ros.backends.registry import BACKENDS, ENGINES, Engine
+from thor_policy_ros.msg import ActionChunk
+from thor_policy_ros.ros import policy_node
+from thor_policy_ros.ros.diagnostics import ERROR, OK
+from thor_policy_ros.ros.policy_node import PolicyNode
+from thor_policy_ros.ros.verified_loading import LoadRequest, References, load_policy
+from thor_policy_ros.types import BackendSpec, VerificationFailedError
+
+FAKE = "fake"
+Change = Callable[[PyTorchBackend], None]
+
+
+class Spy(ModuleType):
+    """An engine's module: backend pytorch with a change, and who was loaded and closed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__("support.fake_engine")
+        self.change: Change = lambda backend: None
+        self.events: list[str] = []
+        plain = pytorch.load
+        monkeypatch.setattr(pytorch, "load", lambda *args: self._watched("pytorch", plain(*args)))
+        self.load = lambda *args: self._changed(self._watched(FAKE, plain(*args)))
+        self.missing = tuple
+
+    def _watched(self, name: str, backend: PyTorchBackend) -> PyTorchBackend:
+        self.events.append(f"load {name} {str(backend.dtype).removeprefix('torch.')}")
+        close = backend.close
+        backend.close = lambda: (self.events.append(f"close {name}"), close())[1]
+        return backend
+
+    def _changed(self, backend: PyTorchBackend) -> PyTorchBackend:
+        self.change(backend)
+        return backend
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    spy = Spy(monkeypatch)
+    monkeypatch.setitem(sys.modules, spy.__name__, spy)
+    monkeypatch.setitem(ENGINES, FAKE, Engine(spy.__name__, "for tests"))
+    monkeypatch.setitem(BACKENDS, FAKE, BackendSpec(FAKE, FAKE))
+    return spy
+
+
+def request(checkpoint: Path, backend: str, **changes: Any) -> LoadRequest:
+    values = {"policy_config": "", "tokenizer": "", "device": "cpu", "dtype": "", "cpu_threads": 1}
+    return LoadRequest(
+        backend=backend, checkpoint=str(checkpoint), num_steps=2, **{**values, **changes}
+    )
+
+
+def shuffle_a_layer(backend: PyTorchBackend) -> None:
+    assert backend._model is not None
+    weight = backend._model.language.layers[0].mlp.gate_up_proj.weight
+    weight.data = weight.data[torch.randperm(weight.shape[0])]
+
+
+def test_the_reference_is_run_and_freed_before_the_engine_loads_and_only_once(
+    arm_checkpoint: Path, engine: Spy
+) -> None:
+    references, said = References(), []  # type: ignore[var-annotated]
+    for _ in range(2):
+        loaded = load_policy(request(arm_checkpoint, FAKE), references, said.append)
+        assert loaded.verification.ok and loaded.verification.observations == 3
+        assert loaded.verification.seconds > 0
+        loaded.policy.close()
+    assert engine.events == [
+        "load pytorch float32",
+        "close pytorch",
+        *["load fake float32", "close fake"] * 2,
+    ]
+    assert said.count("verifying against the float32 reference") == 2
+
+
+def test_float32_pytorch_is_its_own_reference_and_serves_later_loads(
+    arm_checkpoint: Path, engine: Spy
+) -> None:
+    references = References()
+    loaded = load_policy(request(arm_checkpoint, "pytorch"), references, str)
+    assert loaded.verification.ok and loaded.verification.max_abs_error == 0.0
+    load_policy(request(arm_checkpoint, FAKE), references, str).policy.close()
+    assert engine.events == ["load pytorch float32", "load fake float32", "close fake"]
+    loaded.policy.close()
+
+
+def test_bfloat16_is_compared_with_float32(arm_checkpoint: Path, engine: Spy) -> None:
+    asked = request(arm_checkpoint, "pytorch", dtype="bfloat16")
+    loaded = load_policy(asked, References(), str)
+    assert loaded.verification.precision == "bfloat16" and loaded.verification.max_abs_error > 0
+    assert engine.events == ["load pytorch float32", "close pytorch", "load pytorch bfloat16"]
+    loaded.policy.close()
+
+
+def test_an_engine_that_is_not_the_policy_is_closed_and_reported(
+    arm_checkpoint: Path, engine: Spy, tmp_path: Path
+) -> None:
+    engine.change = shuffle_a_layer
+    asked = request(arm_checkpoint, FAKE, report_dir=str(tmp_path / "reports"))
+    with pytest.raises(VerificationFailedError, match=r"'fake' failed .* of layer 1: cosine"):
+        load_policy(asked, References(), str)
+    assert engine.events[-1] == "close fake"
+    (path,) = (tmp_path / "reports").iterdir()
+    report = json.loads(path.read_text())
+    assert path.name == "verification_fake.json"
+    assert not report["ok"] and "of layer 1" in report["reason"]
+    assert report["checkpoint"] == str(arm_checkpoint) and len(report["keys_cosine"]) == 2
+
+
+def node_of(probe: Probe, checkpoint: Path, backend: str) -> PolicyNode:
+    values = {
+        "joint_names": list(JOINTS),
+        "camera.base.slot": "base_0_rgb",
+        "camera.wrist.slot": "left_wrist_0_rgb",
+        "checkpoint": str(checkpoint),
+        "device": "cpu",
+        "cpu_threads": 1,
+        "num_denoise_steps": 2,
+        "backend": backend,
+    }
+    FakeRobot(probe)
+    node = PolicyNode(parameter_overrides=[Parameter(n, value=v) for n, v in values.items()])
+    probe.host(node)
+    return node
+
+
+@pytest.fixture
+def fake_is_a_choice(engine: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        replace(row, choices=tuple(BACKENDS)) if row.name == "backend" else row
+        for row in policy_node.POLICY
+    ]
+    monkeypatch.setattr(policy_node, "POLICY", tuple(rows))
+
+
+@pytest.mark.usefixtures("fake_is_a_choice")
+def test_a_node_does_not_configure_with_an_engine_that_fails(
+    probe: Probe, arm_checkpoint: Path, engine: Spy
+) -> None:
+    engine.change = shuffle_a_layer
+    node = node_of(probe, arm_checkpoint, FAKE)
+    assert not probe.transition("policy_node", "configure")
+    probe.diagnosis("policy_node: lifecycle", ERROR, "'fake' failed its verification: ")
+    assert probe.state("policy_node") == "unconfigured"
+    probe.release(node)
+
+
+@pytest.mark.usefixtures("fake_is_a_choice")
+def test_a_node_switches_to_a_real_engine_and_keeps_the_old_one_when_it_fails(
+    probe: Probe, arm_checkpoint: Path, engine: Spy
+) -> None:
+    node = node_of(probe, arm_checkpoint, "pytorch")
+    chunks = probe.listen(ActionChunk, "policy_node/action_chunk")
+    assert probe.transition("policy_node", "configure")
+    assert probe.transition("policy_node", "activate")
+    for backend in ("pytorch_pipelined", FAKE):
+        assert probe.set_parameter("policy_node", "backend", backend).successful
+        probe.wait(lambda b=backend: chunks and chunks[-1].backend == b, backend)
+        values = probe.diagnosis("policy_node: backend", OK, "verified")
+        assert values["verified"] == "1" and values["verified_as"] == "float32"
+    engine.change = shuffle_a_layer
+    assert probe.set_parameter("policy_node", "backend", "pytorch").successful
+    probe.wait(lambda: chunks[-1].backend == "pytorch", "pytorch")
+    assert probe.set_parameter("policy_node", "backend", FAKE).successful
+
+    def told() -> bool:
+        return "'fake' failed" in probe.diagnostics["policy_node: backend"].message
+
+    probe.wait(told, "the failure")
+    count = len(chunks)
+    probe.wait(lambda: len(chunks) > count + 2, "more chunks")
+    assert {chunk.backend for chunk in chunks[count:]} == {"pytorch"}
+    node.close()
+    probe.release(node)
