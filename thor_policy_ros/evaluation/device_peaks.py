@@ -41,15 +41,16 @@ DEVICES = {
         "Jetson AGX Thor (T5000)",
         {"bf16": 258.5, "fp8": 517.0, "nvfp4": 1035.0},
         273.0,
-        "NVIDIA: 2070 TFLOPS of FP4 with sparsity, hence 1035 dense, and half for each doubling"
-        " of bits (20 SM x 8192 bf16 FLOP a clock x 1.57 GHz agrees); 273 GB/s LPDDR5X",
+        "derived from the advertised 2070 TFLOPS of sparse FP4: 1035 dense, and half for each"
+        " doubling of bits (20 SM x 8192 bf16 FLOP a clock x 1.57 GHz agrees); 273 GB/s LPDDR5X;"
+        " not checked against a data sheet",
     ),
     "orin": DevicePeaks(
         "Jetson AGX Orin 64 GB",
         {"bf16": 42.5},
         204.8,
-        "NVIDIA Jetson AGX Orin technical brief: 170 INT8 TOPS of the GPU with sparsity, hence a"
-        " quarter in dense 16 bit; no FP8; 204.8 GB/s LPDDR5",
+        "derived from the advertised 170 sparse INT8 TOPS of the GPU: a quarter in dense 16 bit;"
+        " no FP8; 204.8 GB/s LPDDR5; not checked against a data sheet",
     ),
     "h200": DevicePeaks(
         "H200 SXM, measured",
@@ -61,13 +62,13 @@ DEVICES = {
         "GeForce RTX 4090",
         {"bf16": 165.2, "fp8": 330.3},
         1008.0,
-        "NVIDIA Ada architecture whitepaper, dense, 32-bit accumulator (FP8 660.6 with 16-bit)",
+        "advertised, dense, 32-bit accumulator (FP8 660.6 with 16-bit); seen on third-party pages",
     ),
     "rtx5090": DevicePeaks(
         "GeForce RTX 5090",
         {"bf16": 209.5, "fp8": 419.0, "nvfp4": 1676.0},
         1792.0,
-        "NVIDIA RTX Blackwell whitepaper, dense, 32-bit accumulator (FP8 838 with 16-bit)",
+        "advertised bandwidth and bf16; FP8 and FP4 by doubling; not checked against a data sheet",
     ),
 }
 
