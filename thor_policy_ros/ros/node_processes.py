@@ -79,6 +79,10 @@ class NodeProcesses:
     def log_path(self, module: str) -> Path:
         return self._log_dir / f"{module}.log"
 
+    def pid(self, module: str) -> int:
+        """Of a node that was started."""
+        return self._processes[module].pid
+
     def require_alive(self) -> None:
         """Raises NodeDiedError naming the node that ended, its exit status and its last words."""
         for module, process in self._processes.items():

@@ -1,0 +1,234 @@
+"""Switches the policy node's backend again and again while the simulated robot runs.
+
+`python -m thor_policy_ros.ros.soak --switches 100`. Every node is a process of its own. Fails when
+a command to the robot is missing, the executor has to hold for longer than a pause allows, memory
+grows, or a chunk comes from a backend whose verification was not reported before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.srv import SetParameters
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from std_msgs.msg import Float64MultiArray
+
+from thor_policy_ros.backends.registry import BACKENDS, availability
+from thor_policy_ros.msg import ActionChunk, EpisodeResult
+from thor_policy_ros.ros.conversions import seconds
+from thor_policy_ros.ros.demo import isolate, share_dir
+from thor_policy_ros.ros.node_processes import NodeCommand, NodeDiedError, NodeProcesses
+from thor_policy_ros.ros.soak_record import SoakRecord
+
+START_LIMIT_S, SWITCH_LIMIT_S = 120.0, 120.0
+DWELL_S = (0.2, 0.6)
+BASELINE_S = 5.0
+REPLACED_EVERY = 10
+"""Every so many switches another name is asked for just before."""
+
+
+class SoakFailedError(RuntimeError):
+    """The soak could not go on."""
+
+
+class SoakNode(Node):
+    """Listens and asks; `wait` spins it."""
+
+    def __init__(self, record: SoakRecord, reports: Path) -> None:
+        super().__init__("soak")
+        self.record = record
+        self.backend = ""
+        self.problem = ""
+        self.ticks = record.ticks_before
+        self._reports = reports
+        deep = QoSProfile(depth=200)
+        self.create_subscription(ActionChunk, "policy_node/action_chunk", self._on_chunk, deep)
+        commands = "chunk_executor_node/commands"
+        self.create_subscription(Float64MultiArray, commands, self._on_command, deep)
+        self.create_subscription(EpisodeResult, "episode_result", self._on_episode, deep)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, deep)
+        self._set = self.create_client(SetParameters, "policy_node/set_parameters")
+
+    def set_backend(self, name: str) -> None:
+        """Raises SoakFailedError where the node refuses the name."""
+        request = SetParameters.Request(
+            parameters=[Parameter("backend", value=name).to_parameter_msg()]
+        )
+        begun_s = time.perf_counter()
+        future = self._set.call_async(request)
+        self.wait(future.done, "an answer to the set call")
+        self.record.set_calls_ms.append((time.perf_counter() - begun_s) * 1e3)
+        result = future.result().results[0]
+        if not result.successful:
+            raise SoakFailedError(f"backend {name} was refused: {result.reason}")
+
+    def wait(self, done: Callable[[], Any], what: str, limit_s: float = SWITCH_LIMIT_S) -> None:
+        deadline_s = time.monotonic() + limit_s
+        while not done():
+            if time.monotonic() > deadline_s:
+                raise SoakFailedError(f"waited {limit_s:.0f} s for {what}; {self.problem}")
+            rclpy.spin_once(self, timeout_sec=0.05)
+
+    def spin_for(self, period_s: float) -> None:
+        deadline_s = time.monotonic() + period_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            rclpy.spin_once(self, timeout_sec=left_s)
+
+    def _on_chunk(self, message: ActionChunk) -> None:
+        if message.backend not in self.record.verified:
+            self._look_up(message.backend)
+        last_s = seconds(message.observed_at) + (message.horizon - 1) * message.dt
+        self.record.add_chunk(message.backend, seconds(message.header.stamp), last_s)
+        self.backend = message.backend
+
+    def _look_up(self, backend: str) -> None:
+        """The node's own report of the verification, as it lies on the disk."""
+        path = self._reports / f"verification_{backend}.json"
+        if path.is_file() and (report := json.loads(path.read_text()))["ok"]:
+            self.record.verified[backend] = report["written_at_s"]
+
+    def _on_command(self, _: Float64MultiArray) -> None:
+        self.record.add_command(time.time())
+
+    def _on_episode(self, _: EpisodeResult) -> None:
+        self.record.episode_ended(time.time())
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name == "policy_node: backend":
+                self.problem = status.message
+            if status.name == "chunk_executor_node: execution":
+                values = {value.key: value.value for value in status.values}
+                self.ticks.append((seconds(message.header.stamp), int(values["ticks"])))
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m thor_policy_ros.ros.soak",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--switches", type=int, default=100)
+    parser.add_argument("--checkpoint", type=Path, help="default: the demo checkpoint")
+    parser.add_argument("--backends", nargs="+", help="default: all that can run here")
+    parser.add_argument("--mode", choices=("auto", "beside", "pause"), default="auto")
+    parser.add_argument(
+        "--hold", type=float, default=0.0, help="hold that is allowed, s (default 0)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/soak"), help="folder for logs")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    return parser.parse_args(argv)
+
+
+def node_commands(arguments: argparse.Namespace, first: str) -> list[NodeCommand]:
+    share = share_dir()
+    config = (share / "config" / "demo.yaml",)
+    checkpoint = arguments.checkpoint or share / "checkpoints" / "demo"
+    return [
+        NodeCommand(
+            "policy_node",
+            config,
+            (
+                ("checkpoint", str(checkpoint.resolve())),
+                ("backend", first),
+                ("switch_mode", arguments.mode),
+                ("verification_report_dir", str((arguments.out / "reports").resolve())),
+            ),
+        ),
+        NodeCommand(
+            "chunk_executor_node", config, remaps=(("action_chunk", "policy_node/action_chunk"),)
+        ),
+        NodeCommand(
+            "sim_robot_node",
+            config,
+            (("episodes", "0"),),
+            remaps=(("commands", "chunk_executor_node/commands"),),
+        ),
+    ]
+
+
+def switch_all(
+    node: SoakNode, processes: NodeProcesses, names: Sequence[str], switches: int
+) -> None:
+    """Cycles through the names, each awaited in the chunks."""
+    dwell = random.Random(0)
+    cycle = itertools.cycle([*names[1:], names[0]])
+    for number, name in enumerate(itertools.islice(cycle, switches), 1):
+        if number % REPLACED_EVERY == 0:
+            node.set_backend(dwell.choice(list(names)))
+        begun_s = time.monotonic()
+        node.set_backend(name)
+        node.wait(lambda name=name: node.backend == name, f"a chunk of {name}")  # type: ignore[misc]
+        node.record.switch_s.append(time.monotonic() - begun_s)
+        node.spin_for(dwell.uniform(*DWELL_S))
+        processes.require_alive()
+        node.record.rss.append(rss_bytes(processes.pid("policy_node")))
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process (Linux)."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_backends() -> list[str]:
+    return [name for name in BACKENDS if not availability(name)]
+
+
+def run_nodes(arguments: argparse.Namespace) -> SoakRecord:
+    """The whole soak, in an initialised rclpy; what ends it early is among the failures."""
+    names = arguments.backends or available_backends()
+    record = SoakRecord()
+    for old in (arguments.out / "reports").glob("verification_*.json"):
+        old.unlink()
+    node = SoakNode(record, arguments.out / "reports")
+    try:
+        with NodeProcesses(arguments.out / "logs") as processes:
+            processes.start(node_commands(arguments, names[0]))
+            node.wait(lambda: node.backend and record.commands, "the first chunk", START_LIMIT_S)
+            node.spin_for(BASELINE_S)
+            node.ticks = record.ticks
+            switch_all(node, processes, names, arguments.switches)
+    except (SoakFailedError, NodeDiedError) as error:
+        record.failures.append(str(error))
+    finally:
+        node.destroy_node()
+    return record
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    isolate()
+    rclpy.init(args=[])
+    try:
+        record = run_nodes(arguments)
+    finally:
+        rclpy.try_shutdown()
+    faults = record.faults(arguments.hold)
+    settings = {
+        "backends": arguments.backends or available_backends(),
+        "mode": arguments.mode,
+        "cpu_count": os.cpu_count(),
+    }
+    text = json.dumps({"settings": settings, **record.summary(), "faults": faults}, indent=1)
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+    sys.stdout.write(text + "\n")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
