@@ -8,6 +8,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from thor_policy_ros.ros.chunk_executor_node import ChunkExecutorNode
+from thor_policy_ros.ros.policy_node import PolicyNode
 from thor_policy_ros.ros.tick_clock import tick_clock
 
 EXECUTOR = {
@@ -26,6 +27,15 @@ def test_ticks_follow_the_simulation_or_else_the_steady_clock(simulated: bool) -
         clock = tick_clock(node)
         assert clock.clock_type == (ClockType.ROS_TIME if simulated else ClockType.STEADY_TIME)
         assert (clock is node.get_clock()) == simulated
+    finally:
+        node.destroy_node()
+
+
+def test_the_policy_is_paced_by_it() -> None:
+    node = PolicyNode()
+    try:
+        node._restart_timer()
+        assert [t.clock.clock_type for t in node.timers] == [ClockType.STEADY_TIME] * 2
     finally:
         node.destroy_node()
 

@@ -47,6 +47,7 @@ from thor_policy_ros.ros.policy_reports import (
 )
 from thor_policy_ros.ros.policy_session import cameras_of, check_cameras, facts_of
 from thor_policy_ros.ros.process import run_node
+from thor_policy_ros.ros.tick_clock import tick_clock
 from thor_policy_ros.ros.verified_loading import (
     LoadedPolicy,
     LoadRequest,
@@ -256,7 +257,8 @@ class PolicyNode(PatientLifecycleNode):
     def _restart_timer(self) -> None:
         if self._timer is not None:
             self.destroy_timer(self._timer)
-        self._timer = self.create_timer(1.0 / self.parameters["control_rate_hz"], self._on_timer)
+        period_s = 1.0 / self.parameters["control_rate_hz"]
+        self._timer = self.create_timer(period_s, self._on_timer, clock=tick_clock(self))
 
     def _on_timer(self) -> None:
         if self._thread is not None:
