@@ -15,6 +15,8 @@ from tools.machine import SetupError
 from tools.steps import Plan, step
 
 REQUIREMENTS = ("ros_wheels.txt", "runtime.txt", "demo.txt", "dev.txt")
+# A robot has the TensorRT that its GPU came with, or none: tests that want one skip then.
+NEVER_ON_A_ROBOT = ("tensorrt-",)
 
 
 def install_packages(plan: Plan) -> None:
@@ -54,7 +56,9 @@ def missing_pins(plan: Plan, present: dict[str, str]) -> list[str]:
     """Pins of packages that are not `present`, and of colcon where it is not on the PATH."""
     folder = plan.root / "requirements"
     names = () if plan.messages_only else REQUIREMENTS[1:]
-    wanted = [pin for name in names for pin in pins(folder / name)]
+    wanted = [
+        pin for name in names for pin in pins(folder / name) if not pin.startswith(NEVER_ON_A_ROBOT)
+    ]
     if not shutil.which("colcon", path=plan.environ["PATH"]):
         wanted += [pin for pin in pins(folder / "ros_wheels.txt") if pin.startswith("colcon-")]
     return sorted({pin for pin in wanted if normal_name(pin.split("==")[0]) not in present})
