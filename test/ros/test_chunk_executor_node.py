@@ -240,7 +240,11 @@ def test_a_robot_that_does_not_follow_is_stopped_until_the_reset(rig: Rig) -> No
     stood = rig.path()[-1]
     rig.probe.spin_for(0.3)
     np.testing.assert_array_equal(rig.path()[-1], stood)
+    rig.repeat(None)
     rig.reset()
+    rig.probe.spin_for(0.3)  # what was commanded before is on its way
+    rig.commands.clear()
+    rig.repeat(still(20))
     rig.probe.wait(lambda: len(rig.commands) > 3, "commands after the reset")
     np.testing.assert_allclose(rig.path()[0, :2], [-0.9, -0.3], atol=1e-2)
 
