@@ -69,6 +69,23 @@ class PrefixKV:
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """Actions that a denoising is pulled towards, because the robot will have executed them.
+
+    actions: f32[H,32], normalised, finite; rows of weight 0 carry no meaning.
+    weights: f32[H] in [0,1]: 1 is certain to have been executed, 0 leaves the row free.
+    max_weight: bound of the pull on the velocity, whatever the flow's time says.
+    clean_rows: leading rows given as they are, at the flow's time 0, to a checkpoint that was
+    trained with such a prefix; 0 for one that was not.
+    """
+
+    actions: F32
+    weights: F32
+    max_weight: float = 5.0
+    clean_rows: int = 0
+
+
+@dataclass(frozen=True)
 class FrameTiming:
     """Where one frame's time went, in ms; a stage that did not run is 0.
 
@@ -218,8 +235,13 @@ class Backend(Protocol):
         """Encode images and prompt. The result is valid until its slot is filled again."""
         ...
 
-    def denoise(self, prefix: PrefixKV, noise: F32, num_steps: int) -> F32:
-        """Integrate the flow from `noise`, f32[H,32], to normalised actions, f32[H,32]."""
+    def denoise(
+        self, prefix: PrefixKV, noise: F32, num_steps: int, guidance: Guidance | None = None
+    ) -> F32:
+        """Integrate the flow from `noise`, f32[H,32], to normalised actions, f32[H,32].
+
+        Guidance whose weights are all 0 changes no bit of the result.
+        """
         ...
 
     def stage_times_ms(self) -> Mapping[str, float]:

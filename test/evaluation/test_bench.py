@@ -21,7 +21,7 @@ from thor_policy_ros.evaluation.bench_latency import (
 from thor_policy_ros.evaluation.bench_plot import plot_latency
 from thor_policy_ros.evaluation.bench_precision import Outputs, worst_difference
 from thor_policy_ros.evaluation.cli import main
-from thor_policy_ros.types import F32, BackendSpec, ModelInputs, PrefixKV
+from thor_policy_ros.types import F32, BackendSpec, Guidance, ModelInputs, PrefixKV
 
 SPEC = BACKENDS["pytorch"]
 
@@ -46,7 +46,9 @@ class ScriptedBackend:
         self._clock.now_s += self._ms / 1e3
         return PrefixKV(None, None, None, observed_at_s, self._made)
 
-    def denoise(self, prefix: PrefixKV, noise: F32, num_steps: int) -> F32:
+    def denoise(
+        self, prefix: PrefixKV, noise: F32, num_steps: int, guidance: Guidance | None = None
+    ) -> F32:
         self._calls.append(f"{self.spec.name} denoise {prefix.generation}")
         self._clock.now_s += self._ms / 1e3
         return noise

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from thor_policy_ros.model.config import GemmaConfig, Pi05Config, PolicyConfig, VisionConfig
-from thor_policy_ros.types import F32, BackendSpec, ModelInputs, Observation, PrefixKV
+from thor_policy_ros.types import F32, BackendSpec, Guidance, ModelInputs, Observation, PrefixKV
 
 HORIZON, MODEL_DIM = 5, 4
 
@@ -80,7 +80,9 @@ class FakeBackend:
         self.prefixes.append(kv)
         return kv
 
-    def denoise(self, prefix: PrefixKV, noise: F32, num_steps: int) -> F32:
+    def denoise(
+        self, prefix: PrefixKV, noise: F32, num_steps: int, guidance: Guidance | None = None
+    ) -> F32:
         slots = 2 if self.spec.pipelined else 1
         assert prefix.generation >= len(self.prefixes) - slots, "a stale prefix"
         self._called("denoise", 0.010)

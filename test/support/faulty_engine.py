@@ -13,7 +13,7 @@ from thor_policy_ros.backends.pytorch import PyTorchBackend
 from thor_policy_ros.model.gemma import rope_tables
 from thor_policy_ros.model.pi05 import Encoded, Pi05, positions_of
 from thor_policy_ros.runtime.unified_policy import UnifiedPolicy
-from thor_policy_ros.types import F32, ModelInputs, PrefixKV
+from thor_policy_ros.types import F32, Guidance, ModelInputs, PrefixKV
 
 Fault = Callable[[UnifiedPolicy], None]
 
@@ -47,7 +47,9 @@ class PaddedEngine:
         return Encoded(*(torch.stack(x) for x in zip(*cache, strict=True)), pad_mask, None)
 
     @torch.inference_mode()
-    def denoise(self, prefix: PrefixKV, noise: F32, num_steps: int) -> F32:
+    def denoise(
+        self, prefix: PrefixKV, noise: F32, num_steps: int, guidance: Guidance | None = None
+    ) -> F32:
         encoded = Encoded(prefix.keys, prefix.values, prefix.pad_mask, None)
         sampled = self._model.sample(encoded, torch.from_numpy(noise)[None], num_steps)
         actions: F32 = sampled[0].numpy()

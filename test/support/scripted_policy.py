@@ -9,7 +9,7 @@ import numpy as np
 from support.arm_checkpoint import arm_policy_config
 
 from thor_policy_ros.model.config import PolicyConfig
-from thor_policy_ros.types import F32, BackendSpec, ModelInputs, Observation, PrefixKV
+from thor_policy_ros.types import F32, BackendSpec, Guidance, ModelInputs, Observation, PrefixKV
 
 
 class ScriptedBackend:
@@ -32,7 +32,9 @@ class ScriptedBackend:
         self._called()
         return PrefixKV(None, None, None, observed_at_s, 1)
 
-    def denoise(self, prefix: PrefixKV, noise: F32, num_steps: int) -> F32:
+    def denoise(
+        self, prefix: PrefixKV, noise: F32, num_steps: int, guidance: Guidance | None = None
+    ) -> F32:
         self._called()
         self.steps.append(num_steps)
         self.denoising.set()

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import torch
 
-from thor_policy_ros.types import F32, Backend, ModelInputs, PrefixKV
+from thor_policy_ros.types import F32, Backend, Guidance, ModelInputs, PrefixKV
 
 
 class TwoSlots(Backend, Protocol):
@@ -63,11 +63,13 @@ class PipelinedBackend:
             return self._engine.prefill(inputs, observed_at_s)
         return self._beside.prefill(self._engine, inputs, observed_at_s)
 
-    def denoise(self, prefix: PrefixKV, noise: F32, num_steps: int) -> F32:
+    def denoise(
+        self, prefix: PrefixKV, noise: F32, num_steps: int, guidance: Guidance | None = None
+    ) -> F32:
         """Integrate the flow, once the device has `prefix`; a later prefix may still be made."""
         if self._beside is not None:
             self._beside.await_prefix(prefix)
-        return self._engine.denoise(prefix, noise, num_steps)
+        return self._engine.denoise(prefix, noise, num_steps, guidance)
 
     def stage_times_ms(self) -> Mapping[str, float]:
         """Of the prefix that was denoised last: its own vision and prefill, a frame ago."""

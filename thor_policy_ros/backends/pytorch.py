@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from thor_policy_ros.backends.flow_guidance import GuidanceBuffers
 from thor_policy_ros.backends.prefix_buffers import PrefixBuffers
 from thor_policy_ros.backends.stage_times import ClockTimes, CudaTimes, StageTimes
 from thor_policy_ros.model.checkpoint import load_pi05
@@ -28,6 +29,7 @@ from thor_policy_ros.types import (
     F32,
     BackendSpec,
     BackendUnavailableError,
+    Guidance,
     ModelInputs,
     PrefixKV,
     StalePrefixError,
@@ -86,6 +88,7 @@ class PyTorchBackend:
         self._config = model.config
         self._generation = 0
         self._modulations: dict[int, list[list[Modulation]]] = {}
+        self._guidance: dict[int, GuidanceBuffers] = {}
         self._allocate(2 if spec.pipelined else 1, clock)
 
     @property
@@ -126,7 +129,9 @@ class PyTorchBackend:
         return PrefixKV(*slot.buffers.prefix, observed_at_s, self._generation)
 
     @torch.inference_mode()
-    def denoise(self, prefix: PrefixKV, noise: F32, num_steps: int) -> F32:
+    def denoise(
+        self, prefix: PrefixKV, noise: F32, num_steps: int, guidance: Guidance | None = None
+    ) -> F32:
         """Euler's rule from noise f32[H,32] to normalised actions f32[H,32].
 
         Reading the result is the only wait for the device. Raises StalePrefixError for a
@@ -134,14 +139,18 @@ class PyTorchBackend:
         """
         model = self._open_model()
         self._check(prefix, noise, num_steps)
+        pull = None if guidance is None else self._guidance_of(guidance, num_steps)
         slot = self._timed = self._slot_of(prefix.generation)
         with slot.times.stage("denoise"):
             x = self._to_device(np.asarray(noise, np.float32))[None]
             rope = self._rope_of(slot.buffers.length, self._config.action_horizon)
-            for modulations in self._modulations_of(model, num_steps):
+            for step, modulations in enumerate(self._modulations_of(model, num_steps)):
                 hidden = model.action_in_proj(x).to(self.dtype)
                 hidden = model.expert(hidden, modulations, rope, None, slot.buffers.extend)
-                x = torch.sub(x, model.action_out_proj(hidden.float()), alpha=1 / num_steps)
+                velocity = model.action_out_proj(hidden.float())
+                if pull is not None:
+                    velocity = pull.guided(step, x, velocity)
+                x = torch.sub(x, velocity, alpha=1 / num_steps)
         actions: F32 = x[0].cpu().numpy()
         return actions
 
@@ -154,6 +163,7 @@ class PyTorchBackend:
         """Drop weights and buffers; any later call raises RuntimeError."""
         self._model = None
         self._modulations.clear()
+        self._guidance.clear()
         self._slots.clear()
         del self._timed, self._rope
         if self.device.type == "cuda":
@@ -198,6 +208,15 @@ class PyTorchBackend:
                 for i in range(num_steps)
             ]
         return self._modulations[num_steps]
+
+    def _guidance_of(self, guidance: Guidance, num_steps: int) -> GuidanceBuffers:
+        """On the device, by step count; ValueError for guidance that does not fit."""
+        if num_steps not in self._guidance:
+            horizon, action_dim = self._config.action_horizon, self._config.action_dim
+            made = GuidanceBuffers(num_steps, horizon, action_dim, self.device)
+            self._guidance[num_steps] = made
+        self._guidance[num_steps].set(guidance)
+        return self._guidance[num_steps]
 
     def _to_device(self, array: npt.NDArray[Any]) -> Tensor:
         """Copy without waiting: on CUDA through pinned memory of torch's own pool."""
