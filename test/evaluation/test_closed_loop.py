@@ -14,6 +14,7 @@ from thor_policy_ros.evaluation.closed_loop import (
     run_episode,
     told_instruction,
 )
+from thor_policy_ros.evaluation.motion_trace import MotionTrace
 from thor_policy_ros.sim.arm_env import TabletopArm
 from thor_policy_ros.types import ActionChunk, FrameTiming, Observation, StepResult
 
@@ -125,3 +126,37 @@ def test_noise_differs_between_chunks_episodes_and_settings() -> None:
         for tick in range(3)
     }
     assert len(seeds) == 27
+
+
+def test_a_policy_that_computes_is_served_its_newest_tick_when_it_is_done(
+    env: TabletopArm,
+) -> None:
+    runner = ExpertRunner(env)
+    run_episode(env, runner, Conditions(), 1, takes_s=lambda result: 0.25)
+    assert [step[1] for step in runner.steps[:4]] == pytest.approx([0.0, 0.25, 0.5, 0.75])
+    assert [step[2] for step in runner.steps[:4]] == [0, 2, 5, 7]
+
+
+def test_the_trace_is_told_of_every_command_and_chunk(env: TabletopArm) -> None:
+    trace = MotionTrace(0.01, np.isfinite(env.limits.velocity))
+    record = run_episode(env, ExpertRunner(env), Conditions(), 1, trace)
+    sums = trace.sums()
+    assert sums["motion_s"] == pytest.approx(record.duration_s)
+    assert sums["jumps"] == pytest.approx(record.duration_s / 0.1, abs=2)
+    assert sums["jerk_squared"] > 0
+
+
+def test_naive_indexing_begins_each_chunk_where_it_arrives(env: TabletopArm) -> None:
+    """Of a chunk that came 0.3 s late it plays the past: every join is a jump back."""
+    worst = {}
+    for indexing in ("aligned", "naive"):
+        trace = MotionTrace(0.01, np.isfinite(env.limits.velocity))
+        conditions = Conditions(latency_ms=300.0, indexing=indexing, speed_m_s=0.0)
+        run_episode(env, ExpertRunner(env), conditions, 1, trace)
+        worst[indexing] = trace.sums()["jump_sum"]
+    assert worst["naive"] > 2 * worst["aligned"]
+
+
+def test_an_unknown_indexing_is_refused() -> None:
+    with pytest.raises(ValueError, match="indexing 'both'; choose one of: aligned, naive"):
+        Conditions(indexing="both")

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from thor_policy_ros.evaluation.motion_trace import MotionTrace
 from thor_policy_ros.runtime.executor import ChunkExecutor
 from thor_policy_ros.runtime.policy_runner import PolicyRunner
 from thor_policy_ros.sim.arm_env import TICK_S, TabletopArm
 from thor_policy_ros.sim.instructions import VERBS
-from thor_policy_ros.types import ActionChunk, Observation
+from thor_policy_ros.types import ActionChunk, Observation, StepResult
 
 CONTROL_DT_S = 0.01
 INSTRUCTIONS = ("right", "blank", "wrong")
 IMAGES = ("normal", "black")
+INDEXINGS = ("aligned", "naive")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Conditions:
     the one intended). images: 'normal' or 'black'. speed_m_s: of the objects.
     latency_ms: simulated time from an observation to its chunk reaching the executor.
     replan: policy ticks of 0.1 s between two chunks.
+    indexing: a chunk is executed from the row of its observation's age ('aligned'), or from
+    row 0 when it arrives ('naive', to see what that costs).
     """
 
     instruction: str = "right"
@@ -39,9 +44,14 @@ class Conditions:
     latency_ms: float = 0.0
     replan: int = 1
     seed: int = 0
+    indexing: str = "aligned"
 
     def __post_init__(self) -> None:
-        for name, choices in (("instruction", INSTRUCTIONS), ("images", IMAGES)):
+        for name, choices in (
+            ("instruction", INSTRUCTIONS),
+            ("images", IMAGES),
+            ("indexing", INDEXINGS),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"unknown {name} {getattr(self, name)!r}; choose one of: {', '.join(choices)}"
@@ -72,14 +82,23 @@ class EpisodeRecord:
         return self.outcome == "success"
 
 
+Takes = Callable[[StepResult], float]
+"""Simulated seconds that the policy computed for a result."""
+
+
 def run_episode(
-    env: TabletopArm, runner: PolicyRunner, conditions: Conditions, episode_seed: int
+    env: TabletopArm,
+    runner: PolicyRunner,
+    conditions: Conditions,
+    episode_seed: int,
+    trace: MotionTrace | None = None,
+    takes_s: Takes | None = None,
 ) -> EpisodeRecord:
-    """Play the episode of `episode_seed` to its verdict."""
+    """Play the episode of `episode_seed` to its verdict. trace, takes_s: see `ControlLoop`."""
     env.reset(episode_seed, conditions.speed_m_s)
     told = told_instruction(env, conditions, episode_seed)
     runner.reset()
-    loop = _Loop(env, runner, conditions, told, episode_seed)
+    loop = ControlLoop(env, runner, conditions, told, episode_seed, trace, takes_s)
     while env.outcome() == "running":
         loop.advance()
     return EpisodeRecord(
@@ -109,8 +128,13 @@ def noise_seed(conditions: Conditions, episode_seed: int, tick: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
 
 
-class _Loop:
-    """The 100 Hz loop of one episode: observe, infer, deliver late, execute, let time pass."""
+class ControlLoop:
+    """The 100 Hz loop of one episode: observe, infer, deliver late, execute, let time pass.
+
+    trace: is told every command and every chunk that is followed.
+    takes_s: a policy that computes is served its next tick when it is done; then its result
+    is delivered too. None computes in no time.
+    """
 
     def __init__(
         self,
@@ -119,12 +143,17 @@ class _Loop:
         conditions: Conditions,
         told: str,
         episode_seed: int,
+        trace: MotionTrace | None = None,
+        takes_s: Takes | None = None,
     ) -> None:
         self._env, self._runner, self._conditions = env, runner, conditions
         self._told, self._episode_seed = told, episode_seed
+        self._trace, self._takes_s = trace, takes_s
         self._executor = ChunkExecutor(env.joint_names, env.limits, CONTROL_DT_S)
         self._under_way: deque[tuple[float, ActionChunk]] = deque()
         self._control_ticks = 0
+        self._waiting_tick: int | None = None
+        self._busy_until_s = 0.0
         self.refused = 0
         self.last_refusal = ""
 
@@ -133,17 +162,16 @@ class _Loop:
         now_s = self._control_ticks * CONTROL_DT_S
         every = round(TICK_S * self._conditions.replan / CONTROL_DT_S)
         if self._control_ticks % every == 0:
-            self._infer(now_s)
+            self._waiting_tick = round(now_s / TICK_S)
+        if self._waiting_tick is not None and now_s >= self._busy_until_s - 1e-9:
+            self._infer(now_s, self._waiting_tick)
+            self._waiting_tick = None
         self._deliver(now_s)
-        self._executor.set_measured(self._env.state(), now_s)
-        command = self._executor.command(now_s)
-        if command.positions is not None:
-            self._env.command(command.positions.astype(np.float32))
+        self._execute(now_s)
         self._env.advance(CONTROL_DT_S)
         self._control_ticks += 1
 
-    def _infer(self, now_s: float) -> None:
-        tick = round(now_s / TICK_S)
+    def _infer(self, now_s: float, tick: int) -> None:
         result = self._runner.step(
             self._observation(now_s),
             now_s,
@@ -151,15 +179,31 @@ class _Loop:
             self._conditions.num_steps,
             seed=noise_seed(self._conditions, self._episode_seed, tick),
         )
+        done_s = now_s + (self._takes_s(result) if self._takes_s is not None else 0.0)
+        self._busy_until_s = done_s
         if result.chunk is None:
             self._refuse(result.refused)
         else:
-            self._under_way.append((now_s + self._conditions.latency_ms / 1e3, result.chunk))
+            self._under_way.append((done_s + self._conditions.latency_ms / 1e3, result.chunk))
 
     def _deliver(self, now_s: float) -> None:
         while self._under_way and self._under_way[0][0] <= now_s + 1e-9:
             _, chunk = self._under_way.popleft()
-            self._refuse(self._executor.accept(chunk, self._env.joint_names, now_s))
+            if self._conditions.indexing == "naive":
+                chunk = replace(chunk, observed_at_s=now_s)
+            refused = self._executor.accept(chunk, self._env.joint_names, now_s)
+            self._refuse(refused)
+            if self._trace is not None and not refused:
+                self._trace.joined(chunk, now_s)
+
+    def _execute(self, now_s: float) -> None:
+        self._executor.set_measured(self._env.state(), now_s)
+        command = self._executor.command(now_s)
+        if command.positions is None:
+            return
+        self._env.command(command.positions.astype(np.float32))
+        if self._trace is not None:
+            self._trace.command(command.positions)
 
     def _refuse(self, reason: str) -> None:
         if reason:
