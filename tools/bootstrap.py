@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tools import machine, setup_stamp
 from tools.machine import Interpreter, SetupError
-from tools.packages import REQUIREMENTS, install_packages
+from tools.packages import REQUIREMENTS, WITHOUT_DEPENDENCIES, install_packages
 from tools.ros_prefixes import missing_ros_packages, sourced_ros
 from tools.steps import Plan, step
 
@@ -54,7 +54,8 @@ def set_up(plan: Plan) -> None:
     """Take the steps whose inputs changed since they last succeeded."""
     existing = machine.probe(plan.venv_python, plan.environ)
     stamp = known_state(plan, existing)
-    packages = setup_stamp.packages_key(plan.root, REQUIREMENTS, plan.messages_only)
+    names = (*REQUIREMENTS, WITHOUT_DEPENDENCIES)
+    packages = setup_stamp.packages_key(plan.root, names, plan.messages_only)
     build = setup_stamp.build_key(plan.root)
     if stamp.packages == packages and stamp.build == build:
         print(f"setup: nothing to do, {plan.venv} is up to date")

@@ -15,6 +15,7 @@ from tools.machine import SetupError
 from tools.steps import Plan, step
 
 REQUIREMENTS = ("ros_wheels.txt", "runtime.txt", "demo.txt", "dev.txt")
+WITHOUT_DEPENDENCIES = "without_dependencies.txt"
 # A robot has the TensorRT that its GPU came with, or none: tests that want one skip then.
 NEVER_ON_A_ROBOT = ("tensorrt-",)
 
@@ -26,6 +27,7 @@ def install_packages(plan: Plan) -> None:
     else:
         install_pinned(plan)
     if not plan.messages_only:
+        install_alone(plan)
         install_torch(plan)
 
 
@@ -35,6 +37,15 @@ def install_pinned(plan: Plan) -> None:
     files = [word for name in names for word in ("-r", str(folder / name))]
     title = "ROS 2 wheels and Python packages (0.6 GB once)"
     pip(plan, title, [*files, "-c", str(folder / "constraints.txt")])
+
+
+def install_alone(plan: Plan) -> None:
+    """What would drag in other versions of what is there than those that it runs with."""
+    present = installed(plan)
+    wanted = pins(plan.root / "requirements" / WITHOUT_DEPENDENCIES)
+    missing = [pin for pin in wanted if normal_name(pin.split("==")[0]) not in present]
+    if missing:
+        pip(plan, "packages without their dependencies", [*missing, "--no-deps"])
 
 
 def install_missing(plan: Plan) -> None:

@@ -244,6 +244,18 @@ def test_a_sourced_ros_gets_only_what_it_lacks(plan: Plan, monkeypatch: pytest.M
     assert not [name for name in missing if name.startswith("tensorrt")]
 
 
+@pytest.mark.parametrize("present", [{}, {"openpi-client": "0.1.1"}])
+def test_what_declares_too_much_comes_without_its_dependencies(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, present: dict[str, str]
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(packages, "installed", lambda _: present)
+    monkeypatch.setattr(packages, "pip", lambda _plan, _title, arguments: asked.append(arguments))
+    packages.install_alone(plan)
+    pins = packages.pins(ROOT / "requirements" / packages.WITHOUT_DEPENDENCIES)
+    assert asked == ([] if present else [[*pins, "--no-deps"]])
+
+
 @pytest.mark.parametrize(
     ("version", "ros"),
     [
