@@ -169,3 +169,18 @@ def test_a_broken_file_is_refused_by_name(tmp_path: Path, content: bytes) -> Non
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"cannot read .*model\.safetensors"):
         read_contents(tmp_path)
+
+
+def test_parts_of_the_model_load_alone() -> None:
+    """Only they take memory; the others keep their dtype, and the folder must fit all the same."""
+    whole = load_pi05(TOY, toy_config(), dtype=torch.bfloat16)
+    part = load_pi05(
+        TOY, toy_config(), dtype=torch.bfloat16, wanted=lambda name: name.startswith("vision.")
+    )
+    assert part.dtype == torch.bfloat16
+    loaded = dict(part.named_parameters())
+    for name, parameter in whole.named_parameters():
+        assert loaded[name].dtype == parameter.dtype
+        assert loaded[name].is_meta != name.startswith("vision.")
+        if not loaded[name].is_meta:
+            assert torch.equal(loaded[name], parameter)

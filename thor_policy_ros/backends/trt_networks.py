@@ -86,6 +86,7 @@ def prefix_network(ops: NetworkOps[T], model: Pi05) -> None:
 def denoise_network(ops: NetworkOps[T], model: Pi05) -> None:
     """One Euler step: x f32[H,A] and minus the step's length, f32[1,1] -> next_x f32[H,A].
 
+    The velocity that it took, f32[H,A], is given too: guidance corrects the step by it.
     Also taken: modulations f32[3*(2*layers+1),W], the rows scale (1 added), shift, gate of each
     adaptive norm in order; cos, sin f32[H,D]; keys, values [layers,G,P,D]; bias f32[P+H].
     """
@@ -111,6 +112,7 @@ def denoise_network(ops: NetworkOps[T], model: Pi05) -> None:
         hidden = ops.add(hidden, ops.mul(blocks.mlp(normed, layer.mlp), gate))
     normed, _ = blocks.adaptive_norm(hidden, rows, 2 * gemma.depth)
     velocity = blocks.linear(ops.cast(normed, "float32"), model.action_out_proj)
+    ops.output("velocity", velocity)
     ops.output("next_x", ops.add(x, ops.mul(velocity, step)))
 
 

@@ -7,6 +7,7 @@ memory, so 3.4 billion parameters take no more than their own size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,19 +32,22 @@ def load_pi05(
     config: Pi05Config,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    wanted: Callable[[str], bool] = lambda parameter: True,
 ) -> Pi05:
     """The model with the folder's weights, in eval mode, without gradients.
 
     dtype: float32 or bfloat16; the parts that `stays_float32` names stay float32.
+    wanted: which parameters of Pi05 get memory and weights; the others stay on 'meta'. The
+    folder must fit the whole model all the same.
     Raises CheckpointError that names every missing, unexpected and wrongly shaped key.
     """
     contents = read_contents(folder)
     with torch.device("meta"):
         model = Pi05(config)
     parts = _match(contents, all_parts(model.named_parameters(), config))
-    _allocate(model, torch.device(device), dtype)
+    allocate(model, torch.device(device), dtype, wanted)
     with torch.no_grad():
-        _fill(model, contents, parts)
+        _fill(model, contents, {key: p for key, p in parts.items() if wanted(p.parameter)})
     return model.eval().requires_grad_(False)
 
 
@@ -101,12 +105,17 @@ def _difference(
     return "\n".join(lines)
 
 
-def _allocate(model: Pi05, device: torch.device, dtype: torch.dtype) -> None:
-    """Replace each meta parameter by uninitialised memory on `device`."""
+def allocate(
+    model: Pi05, device: torch.device, dtype: torch.dtype, wanted: Callable[[str], bool]
+) -> None:
+    """Replace each wanted meta parameter by uninitialised memory on `device`; all get the
+    dtype that they have in a model of `dtype`."""
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
-            kind = torch.float32 if stays_float32(f"{name}.{key}") else dtype
-            empty = torch.empty(parameter.shape, dtype=kind, device=device)
+            full_name = f"{name}.{key}"
+            kind = torch.float32 if stays_float32(full_name) else dtype
+            place = device if wanted(full_name) else torch.device("meta")
+            empty = torch.empty(parameter.shape, dtype=kind, device=place)
             setattr(module, key, torch.nn.Parameter(empty, requires_grad=False))
 
 
