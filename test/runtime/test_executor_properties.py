@@ -10,6 +10,7 @@ from hypothesis import event, given, note
 from hypothesis import strategies as st
 from support.motion import assert_limits_kept, control_dts_s, limits, positions
 
+from thor_policy_ros.runtime.blending import BLENDINGS
 from thor_policy_ros.runtime.executor import ChunkExecutor, Command
 from thor_policy_ros.types import ActionChunk, JointLimits
 
@@ -44,6 +45,14 @@ class Measured:
     positions: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class Blending:
+    """The way to blend is set while the motion is under way."""
+
+    name: str
+    ensemble_decay: float
+
+
 sane_rows = st.lists(st.tuples(positions, positions), min_size=2, max_size=12)
 wild_rows = st.lists(st.tuples(any_float, any_float), min_size=0, max_size=4)
 sane_arrivals = st.builds(
@@ -62,7 +71,9 @@ wild_arrivals = st.builds(
 )
 ticks = st.builds(Tick, st.just(0.0) | st.floats(-0.02, 0.02) | leaps_s, st.integers(1, 20))
 measurements = st.builds(Measured, st.tuples(positions, positions))
-others = ticks | ticks | sane_arrivals | wild_arrivals | measurements
+decays = st.just(0.0) | st.floats(0.0, 10.0)
+blendings = st.builds(Blending, st.sampled_from(BLENDINGS), decays)
+others = ticks | ticks | sane_arrivals | wild_arrivals | measurements | blendings
 # A motion under way, then anything.
 events = st.tuples(sane_arrivals, ticks, st.lists(others, min_size=12, max_size=40)).map(
     lambda parts: [parts[0], parts[1], *parts[2]]
@@ -74,6 +85,8 @@ times = st.fixed_dictionaries(
         "max_chunk_age_s": st.floats(0.1, 2.0),
         "max_measured_age_s": st.just(math.inf) | st.floats(0.1, 1.0),
         "max_lag_s": st.just(math.inf) | st.floats(0.1, 2.0),
+        "blending": st.sampled_from(BLENDINGS),
+        "ensemble_decay": decays,
     }
 )
 
@@ -87,7 +100,7 @@ class Session:
         self.now_s = 1000.0
         self.commands: list[Command] = []
 
-    def play(self, event: Tick | Arrival | Measured) -> str:
+    def play(self, event: Tick | Arrival | Measured | Blending) -> str:
         """'' or the reason of a refusal."""
         if isinstance(event, Tick):
             self.now_s += event.leap_s
@@ -97,6 +110,9 @@ class Session:
             return ""
         if isinstance(event, Measured):
             return self.executor.set_measured(event.positions, self.now_s)
+        if isinstance(event, Blending):
+            self.executor.set_blending(event.name, event.ensemble_decay)
+            return ""
         rows = np.array(event.rows, np.float32).reshape(-1, 2)
         chunk = ActionChunk(rows, event.dt_s, self.now_s - event.delay_s)
         return self.executor.accept(chunk, event.joint_names, self.now_s)

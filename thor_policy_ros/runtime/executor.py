@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thor_policy_ros.runtime.acceptance import form_refusal, time_refusal
+from thor_policy_ros.runtime.blending import Joining
 from thor_policy_ros.runtime.following import age_fault, lag_fault
 from thor_policy_ros.runtime.limiter import F64, JointLimiter
 from thor_policy_ros.runtime.trajectory import Crossfade, Trajectory, constant
@@ -76,6 +77,7 @@ class ChunkExecutor:
     limits: f32[A], in the order of `joint_names`. Joints whose velocity and acceleration are
         inf follow the (crossfaded) chunk directly.
     crossfade_s: fade from the trajectory before to a new chunk's; 0 switches at once.
+    blending, ensemble_decay: see `blending.Joining`.
     hold_timeout_s: how long the last row is held before the robot is stopped.
     max_chunk_age_s: no command is executed later than this after its observation.
     max_future_s: how far ahead of `now_s` a chunk's observation may be (clocks differ).
@@ -98,6 +100,8 @@ class ChunkExecutor:
         start_tolerance: float = 0.05,
         max_measured_age_s: float = math.inf,
         max_lag_s: float = math.inf,
+        blending: str = "crossfade",
+        ensemble_decay: float = 0.5,
     ) -> None:
         self.joint_names = tuple(joint_names)
         _check_joints(self.joint_names, limits)
@@ -107,6 +111,7 @@ class ChunkExecutor:
             raise ValueError(f"executor wants start_tolerance >= 0, got {start_tolerance}")
         self.set_times(crossfade_s, hold_timeout_s, max_chunk_age_s, max_future_s)
         self.set_trust(max_measured_age_s, max_lag_s)
+        self._joining = Joining(blending, ensemble_decay)
         self.control_dt_s = control_dt_s
         self._start_tolerance = start_tolerance
         self._limits = limits
@@ -126,6 +131,7 @@ class ChunkExecutor:
         self._measured: F64 | None = None
         self._measured_at_s = -math.inf
         self._pending: Trajectory | None = None
+        self._joining.forget()
         self._plan: Crossfade | None = None
         self._reference: F64 = np.zeros(len(self.joint_names))
         self._observed_at_s = -math.inf
@@ -157,6 +163,10 @@ class ChunkExecutor:
                 f"{max_measured_age_s}, {max_lag_s}"
             )
         self._max_measured_age_s, self._max_lag_s = max_measured_age_s, max_lag_s
+
+    def set_blending(self, blending: str, ensemble_decay: float) -> None:
+        """How the next chunks join, also while running; ValueError names the choices."""
+        self._joining.set(blending, ensemble_decay)
 
     def set_measured(self, positions: npt.ArrayLike, stamp_s: float) -> str:
         """Where the joints were at `stamp_s`, in the executor's order: the motion starts there
@@ -300,7 +310,8 @@ class ChunkExecutor:
         if self._plan is None:
             self._reference = self._limiter.clip(self._limiter.positions)
             self._plan = Crossfade(constant(self._reference))
-        self._plan.add(trajectory, now_s, self._crossfade_s)
+        reference, fade_s = self._joining.join(trajectory, now_s, self._crossfade_s)
+        self._plan.add(reference, now_s, fade_s)
 
     def _state(self, now_s: float) -> tuple[CommandState, str]:
         fault = self._fault(now_s)
@@ -348,6 +359,7 @@ class ChunkExecutor:
 
     def _stop(self, reason: str) -> None:
         self._plan = None
+        self._joining.forget()
         self._stop_reason = reason
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,18 @@ class Preview:
             np.minimum(newer.low, self.low + weight * (newer.low - self.low)),
             np.maximum(newer.high, self.high + weight * (newer.high - self.high)),
         )
+
+
+class Reference(Protocol):
+    """Where the joints are wanted, until it ends and its last place is held."""
+
+    @property
+    def ends_at_s(self) -> float: ...
+
+    def preview(self, time_s: float) -> Preview:
+        """The place at `time_s` and the range from then on; never asked for an earlier time
+        than before."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ def constant(positions: F64) -> Trajectory:
 
 @dataclass(frozen=True)
 class _Layer:
-    trajectory: Trajectory
+    trajectory: Reference
     fades_in_at_s: float
     fade_s: float
 
@@ -95,15 +108,15 @@ class Crossfade:
     covered are forgotten. A `fade_s` of 0 switches at once.
     """
 
-    def __init__(self, base: Trajectory) -> None:
+    def __init__(self, base: Reference) -> None:
         self._layers = [_Layer(base, fades_in_at_s=-math.inf, fade_s=0.0)]
         self._followed_at_s = -math.inf
 
     @property
-    def newest(self) -> Trajectory:
+    def newest(self) -> Reference:
         return self._layers[-1].trajectory
 
-    def add(self, trajectory: Trajectory, now_s: float, fade_s: float) -> None:
+    def add(self, trajectory: Reference, now_s: float, fade_s: float) -> None:
         """Fade to `trajectory` from `now_s` on, within `fade_s`."""
         if len(self._layers) > 1 and self._layers[-1].fades_in_at_s > self._followed_at_s:
             self._layers.pop()  # came and went between two ticks: nobody followed it
