@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -130,9 +130,11 @@ class ActionChunk:
 class StepResult:
     """The outcome of one policy step: a chunk, or the reason why there is none.
 
-    decision: 'refill: REASON', 'reuse' or 'pipelined', or '' when nothing was computed.
-    refused: why no chunk may be used ('' when there is one).
+    decision: 'refill: REASON', 'reuse' or 'pipelined', with what is unusual in brackets;
+    'continue' or 'hold' when no chunk was wanted; '' when the step could not be made.
+    refused: why no chunk may be used ('' when there is one, or none was wanted).
     notes: facts for whoever logs; the core itself never logs.
+    num_steps: denoise steps that were run.
     """
 
     chunk: ActionChunk | None
@@ -140,6 +142,7 @@ class StepResult:
     decision: str = ""
     refused: str = ""
     notes: tuple[str, ...] = ()
+    num_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,26 @@ class BackendSpec:
     fp8_scale: str = ""
     reuse_every: int = 1
     pipelined: bool = False
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What is decided about engines that are built before they run.
+
+    tensorrt_level: optimisation level of TensorRT's builder, 0 (quick to build) to 5.
+    cache_dir: folder of built engines; '' for the user's cache folder. cache_limit_gib: above it
+    the least recently used engines are removed.
+    """
+
+    tensorrt_level: int = 2
+    cache_dir: str = ""
+    cache_limit_gib: float = 64.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tensorrt_level <= 5:
+            raise ValueError(f"wanted a TensorRT level of 0 to 5, got {self.tensorrt_level}")
+        if not self.cache_limit_gib > 0:
+            raise ValueError(f"wanted room for engines above 0 GiB, got {self.cache_limit_gib}")
 
 
 @dataclass(frozen=True)
@@ -250,4 +273,14 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the device's memory; the backend is unusable afterwards."""
+        ...
+
+
+@runtime_checkable
+class KeepsVision(Protocol):
+    """What a `Backend` may be able to do too: keep the vision tokens of some cameras."""
+
+    def prefill_keeping(self, inputs: ModelInputs, observed_at_s: float, keep: Bool) -> PrefixKV:
+        """As `prefill`, but the cameras of `keep`, bool[V], are not looked at: their tokens are
+        those of the prefill before. ValueError for a camera that it did not hold."""
         ...
