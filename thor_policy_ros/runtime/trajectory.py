@@ -59,15 +59,19 @@ class Trajectory:
 
     def preview(self, time_s: float) -> Preview:
         """The trajectory at `time_s` and its range from then on."""
-        place = self._place(time_s)
-        row = int(place)
-        if row == len(self.rows) - 1:
-            return Preview(self.rows[row], self.rows[row], self.rows[row])
-        at = self.rows[row] + (place - row) * (self.rows[row + 1] - self.rows[row])
-        if time_s >= self.ends_at_s:
+        at, row = self.at(time_s), int(self._place(time_s))
+        if time_s >= self.ends_at_s or row == len(self.rows) - 1:
             return Preview(at, at, at)
         low, high = self._ranges
         return Preview(at, np.minimum(at, low[row + 1]), np.maximum(at, high[row + 1]))
+
+    def at(self, time_s: float) -> F64:
+        """f64[A]: where the joints are wanted at `time_s`."""
+        place = self._place(time_s)
+        row = int(place)
+        if row == len(self.rows) - 1:
+            return self.rows[row]
+        return np.asarray(self.rows[row] + (place - row) * (self.rows[row + 1] - self.rows[row]))
 
     def _place(self, time_s: float) -> float:
         """The row, with a fraction, that `time_s` falls on."""
