@@ -134,6 +134,7 @@ class StepResult:
     'continue' or 'hold' when no chunk was wanted; '' when the step could not be made.
     refused: why no chunk may be used ('' when there is one, or none was wanted).
     notes: facts for whoever logs; the core itself never logs.
+    guided_rows: rows of the chunk that were pulled towards the one before it.
     num_steps: denoise steps that were run.
     """
 
@@ -143,6 +144,7 @@ class StepResult:
     refused: str = ""
     notes: tuple[str, ...] = ()
     num_steps: int = 0
+    guided_rows: int = 0
 
 
 @dataclass(frozen=True)

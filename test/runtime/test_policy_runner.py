@@ -125,7 +125,7 @@ class TestReuse:
         run.step(observation(10.0), 10.0, 0)
         run.reset()
         result = run.step(observation(10.1), 10.1, 50)
-        assert result.decision == "refill: no prefix"
+        assert result.decision == "refill: reset"
         assert result.timing.missed_ticks == 0
 
 
@@ -183,7 +183,7 @@ class TestPipelined:
         else:
             run.reset()
         result = run.step(observation(10.2), 10.2, 2)
-        assert result.decision == "refill: no prefix"
+        assert result.decision == ("refill: failed step" if failing else "refill: reset")
         assert result.chunk is not None and result.chunk.observed_at_s == 10.2
 
 
@@ -209,7 +209,7 @@ class TestRefusal:
         run = runner(policy)
         run.step(observation(10.0), 10.0, 0)
         assert self.refused(policy, run).decision == "reuse"
-        assert run.step(observation(10.2), 10.2, 2).decision == "refill: no prefix"
+        assert run.step(observation(10.2), 10.2, 2).decision == "refill: failed check"
 
     def test_is_for_limits_too(self):
         beyond = np.full((HORIZON, 2), 1.2, np.float32)
@@ -230,7 +230,7 @@ class TestRefusal:
             run.step(observation(10.1), 10.1, 1)
         assert policy.backend.calls[-1] == failing
         policy.backend.fails = None
-        assert run.step(observation(10.2), 10.2, 2).decision == "refill: no prefix"
+        assert run.step(observation(10.2), 10.2, 2).decision == "refill: failed step"
 
 
 class TestTiming:

@@ -2,101 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from thor_policy_ros.model.config import PolicyConfig
-from thor_policy_ros.runtime.reuse import (
-    HeldPrefix,
-    Late,
-    PrefixKey,
-    Refill,
-    Reuse,
-    decide,
-    decide_pipelined,
-)
+from thor_policy_ros.runtime.deadline import Costs, NoFrame
+from thor_policy_ros.runtime.flow_guide import guidance_for
+from thor_policy_ros.runtime.frame_costs import FrameCosts
+from thor_policy_ros.runtime.prefix_keeper import Ask, Choice, Policy, Prefix, PrefixKeeper
+from thor_policy_ros.runtime.real_time_chunking import RealTimeChunking
+from thor_policy_ros.runtime.reuse import ReuseRules
 from thor_policy_ros.runtime.safety import Tolerance, check_chunk
+from thor_policy_ros.runtime.stopwatch import Stopwatch
 from thor_policy_ros.types import (
     F32,
     ActionChunk,
-    Backend,
-    BackendSpec,
     FrameTiming,
+    Guidance,
     JointLimits,
-    ModelInputs,
     Observation,
-    PrefixKV,
     StepResult,
 )
-
-
-class Policy(Protocol):
-    """What the runner needs of a `UnifiedPolicy`."""
-
-    @property
-    def config(self) -> PolicyConfig: ...
-
-    @property
-    def spec(self) -> BackendSpec: ...
-
-    @property
-    def backend(self) -> Backend: ...
-
-    def preprocess(self, observation: Observation) -> ModelInputs: ...
-
-    def postprocess(self, actions: F32, state: F32) -> F32:
-        """Normalised actions, f32[H,32], made from `state` -> robot units, f32[H,A]."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Prefix:
-    """A prefix, with the state that its actions are relative to."""
-
-    facts: HeldPrefix
-    kv: PrefixKV
-    state: F32
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """use: the prefix of this step. keep: the one for the next, newer if pipelined."""
-
-    use: _Prefix
-    keep: _Prefix
-    decision: Refill | Reuse | Late
-
-    @property
-    def said(self) -> str:
-        if isinstance(self.decision, Refill):
-            return f"refill: {self.decision.reason}"
-        return "reuse" if isinstance(self.decision, Reuse) else "pipelined"
-
-
-class _Stopwatch:
-    """Durations of named stages, in ms, one after the other."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._begun_s = self._lap_s = clock()
-        self._stages: dict[str, float] = {}
-
-    @property
-    def elapsed_s(self) -> float:
-        """From the beginning to the last lap."""
-        return self._lap_s - self._begun_s
-
-    def lap(self, stage: str) -> None:
-        now_s = self._clock()
-        self._stages[stage] = (now_s - self._lap_s) * 1e3
-        self._lap_s = now_s
-
-    def ms(self, stage: str) -> float:
-        """0 for a stage that did not run."""
-        return self._stages.get(stage, 0.0)
 
 
 class PolicyRunner:
@@ -105,6 +32,9 @@ class PolicyRunner:
     limits: of the actions, f32[A] each, or None to check only that they are finite.
     clock: seconds, for the durations of stages alone; `now_s` of a step tells the time.
     joint_names: of the actions, for the reasons of refusals.
+
+    rules: when the prefix is used again; chunking: what a chunk is to continue, None for nothing.
+    Both may be set between two steps.
     """
 
     def __init__(
@@ -122,13 +52,29 @@ class PolicyRunner:
         self._tolerance = tolerance
         self._joint_names = tuple(joint_names)
         self._random = np.random.default_rng()
-        self.reset()
+        self._keeper = PrefixKeeper(policy)
+        self._costs = FrameCosts()
+        self.rules = ReuseRules()
+        self.chunking: RealTimeChunking | None = None
+        self.reset("no prefix")
 
-    def reset(self) -> None:
+    def reset(self, reason: str = "reset") -> None:
         """Forget the prefix and the tick: the next step refills and has missed nothing."""
-        self._prefix: _Prefix | None = None
+        self._keeper.forget(reason)
         self._tick: int | None = None
+        self._frame_tick: int | None = None
+        self._chunk_ends_at_s = -math.inf
         self._missed_ticks = 0
+
+    @property
+    def image_changes(self) -> dict[str, float]:
+        """By camera, share of full scale, of the last step that measured it."""
+        return self._keeper.changes
+
+    @property
+    def costs(self) -> Costs:
+        """What the parts of a frame are expected to take."""
+        return self._costs.costs()
 
     def step(
         self,
@@ -139,12 +85,13 @@ class PolicyRunner:
         *,
         noise: F32 | None = None,
         seed: int | None = None,
+        waited_s: float = 0.0,
     ) -> StepResult:
-        """Infer one chunk.
+        """Infer one chunk, unless `rules` say that the one in hand goes on.
 
         now_s: the present on the clock of `observation.stamp_s`. tick: counts the control
         ticks, missed ones too. num_steps: of the flow. noise: f32[H,32], or drawn from `seed`,
-        or from entropy.
+        or from entropy. waited_s: that went by between the control tick and now.
 
         A pipelined policy launches the prefix of this observation and denoises the one of the
         step before: its chunk is timed by that older observation and relative to its state.
@@ -156,77 +103,64 @@ class PolicyRunner:
             raise ValueError(f"a step wants at least 1 denoise step, got {num_steps}")
         noise = self._noise(noise, seed)
         notes = self._count_tick(tick)
-        watch = _Stopwatch(self._clock)
-        choice = self._choose(observation, tick, watch)
+        watch = Stopwatch(self._clock)
+        ask = self._ask(observation, now_s, tick, num_steps, waited_s)
+        plan = self._keeper.plan(ask, self.rules, self._costs.costs(), watch)
+        if isinstance(plan, NoFrame):
+            return StepResult(None, self._timing_of_none(watch), plan.kind, notes=notes)
+        choice = self._keeper.fill(plan, ask, watch)
         prefix = choice.use
         age_ms = (now_s + watch.elapsed_s - prefix.facts.observed_at_s) * 1e3
-        normalised = self._policy.backend.denoise(prefix.kv, noise, num_steps)
+        guidance = self._guidance(prefix, observation.prompt, now_s)
+        normalised = self._policy.backend.denoise(prefix.kv, noise, plan.num_steps, guidance)
         watch.lap("denoise")
         actions = self._policy.postprocess(normalised, prefix.state)
         watch.lap("postprocess")
         refused = self._check(actions)
         watch.lap("check")
-        reused = isinstance(choice.decision, Reuse)
-        timing = self._timing(watch, reused, age_ms)
+        timing = self._timing(watch, choice.reused, age_ms)
+        self._costs.add(timing, plan.num_steps, not choice.reused)
+        self._frame_tick = tick
         if refused:
-            return StepResult(None, timing, choice.said, refused, notes)
-        self._prefix = choice.keep
-        chunk = ActionChunk(
-            actions, self._policy.config.action_dt_s, prefix.facts.observed_at_s, reused, timing
+            self._keeper.forget("failed check")
+            return StepResult(None, timing, choice.said, refused, notes, plan.num_steps)
+        chunk = self._chunk(actions, choice, timing)
+        guided_rows = 0 if guidance is None else int((guidance.weights > 0).sum())
+        return StepResult(
+            chunk,
+            timing,
+            choice.said,
+            notes=notes,
+            num_steps=plan.num_steps,
+            guided_rows=guided_rows,
         )
-        return StepResult(chunk, timing, choice.said, notes=notes)
 
-    def _choose(self, observation: Observation, tick: int, watch: _Stopwatch) -> _Choice:
-        """The prefix of this step, held or new. Leaves none held, so that a step which fails
-        from here on leaves nothing to reuse."""
-        held, self._prefix = self._prefix, None
-        if self._policy.spec.pipelined:
-            return self._choose_pipelined(held, observation, tick, watch)
-        inputs = self._inputs_if_key(observation)
-        key = _key(observation, inputs)
-        facts = held.facts if held else None
-        every = self._policy.spec.reuse_every
-        decision = decide(facts, key, tick, observation.stamp_s, every)
-        if held is not None and isinstance(decision, Reuse):
-            watch.lap("decide" if inputs is None else "preprocess")
-            return _Choice(held, held, decision)
-        made = self._prefill(observation, inputs, key, tick, watch)
-        return _Choice(made, made, decision)
+    def _ask(
+        self, observation: Observation, now_s: float, tick: int, num_steps: int, waited_s: float
+    ) -> Ask:
+        skipped = 0 if self._frame_tick is None else max(tick - self._frame_tick - 1, 0)
+        return Ask(
+            observation,
+            now_s,
+            tick,
+            num_steps,
+            budget_ms=self.rules.deadline_ms - waited_s * 1e3,
+            chunk_left_ms=(self._chunk_ends_at_s - now_s) * 1e3,
+            skipped_ticks=skipped,
+        )
 
-    def _choose_pipelined(
-        self, held: _Prefix | None, observation: Observation, tick: int, watch: _Stopwatch
-    ) -> _Choice:
-        """Launches the prefix of this observation, whichever one this step uses."""
-        key = _key(observation, None)
-        facts = held.facts if held else None
-        decision = decide_pipelined(facts, key, tick, observation.stamp_s)
-        made = self._prefill(observation, None, key, tick, watch)
-        use = held if held is not None and isinstance(decision, Late) else made
-        return _Choice(use, made, decision)
+    def _guidance(self, prefix: Prefix, prompt: str, now_s: float) -> Guidance | None:
+        observed_at_s = prefix.facts.observed_at_s
+        return guidance_for(self.chunking, self._policy, prefix.state, observed_at_s, now_s, prompt)
 
-    def _prefill(
-        self,
-        observation: Observation,
-        inputs: ModelInputs | None,
-        key: PrefixKey,
-        tick: int,
-        watch: _Stopwatch,
-    ) -> _Prefix:
-        if inputs is None:
-            inputs = self._policy.preprocess(observation)
-        watch.lap("preprocess")
-        kv = self._policy.backend.prefill(inputs, observation.stamp_s)
-        watch.lap("prefill")
-        return _Prefix(HeldPrefix(key, tick, observation.stamp_s), kv, observation.state)
-
-    def _inputs_if_key(self, observation: Observation) -> ModelInputs | None:
-        """The model's inputs if the decision needs them: the state may be among the tokens.
-
-        Otherwise a step that reuses the prefix is spared resizing images nobody looks at.
-        """
-        if self._policy.config.state_in_prompt and self._policy.spec.reuse_every > 1:
-            return self._policy.preprocess(observation)
-        return None
+    def _chunk(self, actions: F32, choice: Choice, timing: FrameTiming) -> ActionChunk:
+        """The step's chunk; its prefix may be used again."""
+        self._keeper.keep(choice.keep)
+        observed_at_s = choice.use.facts.observed_at_s
+        dt_s = self._policy.config.action_dt_s
+        chunk = ActionChunk(actions, dt_s, observed_at_s, choice.reused, timing)
+        self._chunk_ends_at_s = chunk.ends_at_s
+        return chunk
 
     def _check(self, actions: F32) -> str:
         return check_chunk(
@@ -242,7 +176,7 @@ class PolicyRunner:
         self._tick = tick
         return (f"missed {self._missed_ticks} control ticks",) if self._missed_ticks else ()
 
-    def _timing(self, watch: _Stopwatch, reused: bool, age_ms: float) -> FrameTiming:
+    def _timing(self, watch: Stopwatch, reused: bool, age_ms: float) -> FrameTiming:
         stages = self._policy.backend.stage_times_ms()
         return FrameTiming(
             preprocess_ms=watch.ms("preprocess"),
@@ -252,6 +186,13 @@ class PolicyRunner:
             postprocess_ms=watch.ms("postprocess"),
             total_ms=watch.elapsed_s * 1e3,
             prefix_age_ms=age_ms,
+            missed_ticks=self._missed_ticks,
+        )
+
+    def _timing_of_none(self, watch: Stopwatch) -> FrameTiming:
+        return FrameTiming(
+            preprocess_ms=watch.ms("preprocess"),
+            total_ms=watch.elapsed_s * 1e3,
             missed_ticks=self._missed_ticks,
         )
 
@@ -266,8 +207,3 @@ class PolicyRunner:
         if noise.shape != shape:
             raise ValueError(f"a step wants noise of shape {shape}, got {noise.shape}")
         return noise
-
-
-def _key(observation: Observation, inputs: ModelInputs | None) -> PrefixKey:
-    tokens = b"" if inputs is None else inputs.tokens[inputs.token_mask].tobytes()
-    return PrefixKey(observation.prompt, frozenset(observation.images), tokens)

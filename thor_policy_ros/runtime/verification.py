@@ -25,7 +25,7 @@ from thor_policy_ros.runtime.engine_difference import (
     Thresholds,
     difference,
 )
-from thor_policy_ros.runtime.policy_runner import Policy
+from thor_policy_ros.runtime.prefix_keeper import Policy
 from thor_policy_ros.runtime.verification_inputs import EngineInputs, engine_inputs
 from thor_policy_ros.types import F32, Observation, PrefixKV, Verification, VerificationFailedError
 
