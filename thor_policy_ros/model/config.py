@@ -107,6 +107,8 @@ class PolicyConfig:
     asset_id: folder of the norm statistics below `assets/`.
     aloha_units: the robot speaks the Aloha runtime's joint signs and gripper units, which
         are converted to those the base model was trained on (see `model/aloha.py`).
+    trained_prefix_rows: rows of a chunk that the checkpoint was trained to take as given and
+        to continue; 0 for one that was not.
     """
 
     name: str
@@ -120,6 +122,7 @@ class PolicyConfig:
     relative_actions: tuple[bool, ...]
     asset_id: str
     aloha_units: bool = False
+    trained_prefix_rows: int = 0
 
     def __post_init__(self) -> None:
         _check_policy(self)
@@ -151,6 +154,11 @@ def _check_policy(config: PolicyConfig) -> None:
         raise ValueError(
             f"config {config.name!r}: {config.action_dim} robot actions do not fit the model's"
             f" {config.model.action_dim}"
+        )
+    if not 0 <= config.trained_prefix_rows < config.model.action_horizon:
+        raise ValueError(
+            f"config {config.name!r}: trained_prefix_rows is {config.trained_prefix_rows}; wanted"
+            f" 0 to {config.model.action_horizon - 1}, so that a row is left to infer"
         )
     if config.action_dt_s <= 0:
         raise ValueError(f"config {config.name!r}: action_dt_s must be positive, in seconds")

@@ -82,6 +82,10 @@ class UnifiedPolicy:
         """
         return self._preprocessor.unnormalise(actions, state)
 
+    def normalise(self, actions: F32, state: F32) -> F32:
+        """The inverse of `postprocess`: commands f32[H,A] -> normalised actions f32[H,32]."""
+        return self._preprocessor.normalise_actions(actions, state)
+
     def infer(
         self,
         observation: Observation,
