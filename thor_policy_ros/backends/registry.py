@@ -47,6 +47,10 @@ ENGINES: dict[str, Engine] = {
         "thor_policy_ros.backends.fp8_mlp",
         "PyTorch in bfloat16 with gate and up of the prefix's MLPs in FP8",
     ),
+    "fused": Engine(
+        "thor_policy_ros.backends.fused",
+        "Triton kernels and CUDA graphs; on a CPU the same sequence in torch",
+    ),
 }
 
 # A bare name of an engine with reuse refills the prefix every 2nd tick; `_freq1` never reuses.
@@ -60,6 +64,11 @@ BACKENDS: dict[str, BackendSpec] = {
         BackendSpec("fp8_mlp_freq2", "fp8_mlp", "fp8_hybrid", "static", reuse_every=2),
         BackendSpec("fp8_mlp_freq3", "fp8_mlp", "fp8_hybrid", "static", reuse_every=3),
         BackendSpec("fp8_mlp_dynamic", "fp8_mlp", "fp8_hybrid", "dynamic", reuse_every=2),
+        BackendSpec("fused", "fused", reuse_every=2),
+        BackendSpec("fused_freq1", "fused", reuse_every=1),
+        BackendSpec("fused_freq2", "fused", reuse_every=2),
+        BackendSpec("fused_freq3", "fused", reuse_every=3),
+        BackendSpec("fused_pipelined", "fused", pipelined=True),
     )
 }
 

@@ -1,0 +1,275 @@
+"""The fused engine: pi0.5 without anything it need not compute, as a few CUDA graphs.
+
+What is saved is saved exactly: masked cameras and padding are dropped (prompts fill up to the
+next of a few bucket lengths, whose padding nothing sees); the last prefix layer stops at its keys
+and values; the flow's times are turned into constants once for each step count; an instruction
+is embedded once. Keys and values lie in fixed memory, the suffix behind the prefix. A frame is
+one vision graph, one prefix graph and one denoise graph; which of them depends on the number of
+cameras, the prompt's bucket and the step count, and all are captured at warm-up: nothing is
+compiled or captured while a robot moves.
+
+On a CPU the same sequence runs without graphs and without buckets, in torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from thor_policy_ros.backends.fp8 import ScaledMatmul, device_matmul
+from thor_policy_ros.backends.fused_denoiser import Denoiser
+from thor_policy_ros.backends.fused_network import Tools, encode_prefix, image_tokens
+from thor_policy_ros.backends.fused_programs import CudaGraphs, Prepare, Programs
+from thor_policy_ros.backends.fused_slot import EmbeddedPrompts, Slot
+from thor_policy_ros.backends.fused_weights import FusedModel, take_weights
+from thor_policy_ros.backends.kernels.ops import Ops, create_ops
+from thor_policy_ros.backends.pytorch import checked_device, checked_dtype
+from thor_policy_ros.backends.stage_times import ClockTimes, CudaTimes, StageTimes
+from thor_policy_ros.model.checkpoint import load_pi05
+from thor_policy_ros.model.config import Pi05Config
+from thor_policy_ros.types import (
+    F32,
+    BackendSpec,
+    Guidance,
+    ModelInputs,
+    PrefixKV,
+    StalePrefixError,
+)
+
+PROMPT_BUCKETS = (32, 64, 128)
+"""And the model's own maximum. 20 tokens in 32 make a prefix of two cameras 2 % longer."""
+STEP_COUNTS = (10, 5, 3, 2, 1)
+"""Captured whole; any other count replays the graph of a single step."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the engine runs.
+
+    make_ops: the operations, one object for each stream. make_graphs: what prepares the programs
+    of a stream, or None to run them as they are. padded: prompts fill up to the next bucket, so
+    that programs have a few fixed sizes. step_counts: denoised by one program each.
+    scaled: the product of two E4M3 matrices.
+    """
+
+    make_ops: Callable[[], Ops]
+    make_graphs: Callable[[], Prepare] | None
+    padded: bool
+    buckets: tuple[int, ...] = PROMPT_BUCKETS
+    step_counts: tuple[int, ...] = STEP_COUNTS
+    scaled: ScaledMatmul = device_matmul
+
+
+def missing() -> tuple[str, ...]:
+    """On a GPU: Triton, and a GPU that the kernels know. A CPU needs nothing but torch."""
+    if not torch.cuda.is_available():
+        return ()
+    from thor_policy_ros.backends.kernels.capability import missing_for_triton
+
+    return missing_for_triton(torch.device("cuda"))
+
+
+def load(
+    spec: BackendSpec,
+    checkpoint: Path | str,
+    config: Pi05Config,
+    device: torch.device | str | None,
+    dtype: torch.dtype | str | None,
+) -> FusedBackend:
+    """See `registry.create_backend`."""
+    target = checked_device(device)
+    model = load_pi05(checkpoint, config, target, checked_dtype(dtype, target))
+    return FusedBackend(spec, take_weights(model), execution_on(target))
+
+
+def execution_on(device: torch.device) -> Execution:
+    """Triton and graphs on a GPU, torch without either on a CPU."""
+    if device.type == "cuda":
+        return Execution(partial(create_ops, "triton", device), CudaGraphs, padded=True)
+    return Execution(partial(create_ops, "reference", device), None, padded=False)
+
+
+class FusedBackend:
+    """One model with one prefix slot, or two that are filled in turn for a pipelined spec.
+
+    One thread calls it; its stages run in the current CUDA stream. A prefix is valid until its
+    slot is filled again. clock: seconds, times the stages on a CPU. notes: facts about the
+    loaded engine, for diagnostics.
+    """
+
+    def __init__(
+        self,
+        spec: BackendSpec,
+        model: FusedModel,
+        execution: Execution,
+        clock: Callable[[], float] = time.perf_counter,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.spec = spec
+        self.notes = notes
+        self.device = model.device
+        self.dtype = model.dtype
+        self._model: FusedModel | None = model
+        self._config = model.config
+        self._execution = execution
+        self._generation = 0
+        slots, on_gpu = 2 if spec.pipelined else 1, self.device.type == "cuda"
+        self._times: list[StageTimes] = [
+            CudaTimes() if on_gpu else ClockTimes(clock) for _ in range(slots)
+        ]
+        self._timed = self._times[0]
+        self._slots = [Slot(model, execution.padded) for _ in range(slots)]
+        self._embedded = EmbeddedPrompts(model.source.language.embed, self.device)
+        # Prefill and denoising of a pipelined engine run at the same time: nothing is shared.
+        make = execution.make_graphs
+        self._prefix_programs = Programs(make and make())
+        self._denoise_programs = Programs(make and make())
+        self._tools = Tools(execution.make_ops(), execution.scaled)
+        self._denoiser = Denoiser(
+            model, execution.make_ops(), self._denoise_programs, execution.step_counts
+        )
+
+    @property
+    def prefix_slots(self) -> int:
+        """How many prefixes are valid at a time."""
+        return len(self._slots)
+
+    @property
+    def programs(self) -> tuple[Programs, Programs]:
+        """Those of vision and prefix, and those of the denoising, to be counted and measured."""
+        return self._prefix_programs, self._denoise_programs
+
+    def warmup(self) -> None:
+        """Prepare everything that a frame may need: every number of cameras, bucket and step
+        count, and a step count that has no program of its own."""
+        config, execution = self._open_model().config, self._execution
+        sizes = [(config.num_cameras, config.max_token_len)]
+        if execution.make_graphs is not None:
+            cameras = range(1, config.num_cameras + 1)
+            sizes = list(itertools.product(cameras, self._buckets()))
+        for inputs in (_empty_inputs(config, *size) for size in sizes):
+            for _ in self._slots:
+                self.prefill(inputs, 0.0)
+        self._prefix_programs.complete()
+        noise = np.zeros((config.action_horizon, config.action_dim), np.float32)
+        uncommon = max(execution.step_counts, default=0) + 1
+        for _ in self._slots:
+            prefix = self.prefill(inputs, 0.0)
+            for steps in (*execution.step_counts, uncommon):
+                self.denoise(prefix, noise, steps)
+        self._denoise_programs.complete()
+
+    @torch.inference_mode()
+    def prefill(self, inputs: ModelInputs, observed_at_s: float) -> PrefixKV:
+        """Encode the present images and the prompt; what the slot held becomes stale."""
+        model = self._open_model()
+        tokens = inputs.tokens[inputs.token_mask]
+        if not inputs.image_mask.any() or not len(tokens):
+            raise ValueError(
+                "prefill wants at least one image and one token; got"
+                f" {int(inputs.image_mask.sum())} images and {len(tokens)} tokens"
+            )
+        self._generation += 1
+        index = self._generation % len(self._slots)
+        slot, times = self._slots[index], self._times[index]
+        with times.stage("vision"):
+            cameras = slot.put_images(inputs.images, inputs.image_mask)
+            self._run_vision(model, index, cameras)
+        with times.stage("prefill"):
+            slot.put_prompt(tokens, cameras, self._embedded)
+            self._run_prefix(model, index, cameras, self._bucket(len(tokens)))
+        return PrefixKV(*slot.prefix, observed_at_s, self._generation)
+
+    @torch.inference_mode()
+    def denoise(
+        self, prefix: PrefixKV, noise: F32, num_steps: int, guidance: Guidance | None = None
+    ) -> F32:
+        """Euler's rule from noise f32[H,32] to normalised actions f32[H,32].
+
+        Reading the result is the only wait for the device. Raises StalePrefixError for a
+        prefix whose slot was filled again.
+        """
+        self._open_model()
+        self._check(prefix, noise, num_steps)
+        index = prefix.generation % len(self._slots)
+        times = self._timed = self._times[index]
+        with times.stage("denoise"):
+            self._denoiser.run(index, self._slots[index], noise, num_steps, guidance)
+        return self._denoiser.actions()
+
+    def stage_times_ms(self) -> Mapping[str, float]:
+        """'vision' and 'prefill' of the prefix denoised last, and that 'denoise', on the device
+        where it is a GPU. A prefix still being made in the other slot is not waited for."""
+        return self._timed.read_ms()
+
+    def close(self) -> None:
+        """Drop weights, buffers and graphs; any later call raises RuntimeError."""
+        self._model = None
+        for programs in self.programs:
+            programs.clear()
+        self._slots.clear()
+        del self._denoiser, self._embedded
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _run_vision(self, model: FusedModel, index: int, cameras: int) -> None:
+        slot, rows = self._slots[index], cameras * self._config.vision.num_tokens
+
+        def work() -> None:
+            heads = self._config.vision.num_heads
+            made = image_tokens(self._tools, model.vision, heads, slot.patches[:rows])
+            slot.embeddings[:rows].copy_(made)
+
+        self._prefix_programs.run(("vision", index, cameras), work)
+
+    def _run_prefix(self, model: FusedModel, index: int, cameras: int, bucket: int) -> None:
+        slot, images = self._slots[index], cameras * self._config.vision.num_tokens
+        rows = images + bucket if self._execution.padded else slot.length
+
+        def work() -> None:
+            encode_prefix(self._tools, model.prefix, slot.embeddings[:rows].clone(), slot.place)
+
+        self._prefix_programs.run(("prefix", index, cameras, bucket), work)
+
+    def _bucket(self, tokens: int) -> int:
+        """The least bucket that holds a prompt."""
+        return min(size for size in self._buckets() if size >= tokens)
+
+    def _buckets(self) -> tuple[int, ...]:
+        most = self._config.max_token_len
+        return (*(size for size in sorted(self._execution.buckets) if size < most), most)
+
+    def _open_model(self) -> FusedModel:
+        if self._model is None:
+            raise RuntimeError(f"backend {self.spec.name!r} is closed; create a new one")
+        return self._model
+
+    def _check(self, prefix: PrefixKV, noise: F32, num_steps: int) -> None:
+        if prefix.generation <= self._generation - len(self._slots):
+            raise StalePrefixError(
+                f"prefix {prefix.generation} was overwritten by prefix {self._generation};"
+                " denoise a prefix before the next prefill, or prefill again"
+            )
+        wanted = (self._config.action_horizon, self._config.action_dim)
+        if noise.shape != wanted:
+            raise ValueError(f"denoise wants noise of shape {wanted}, got {noise.shape}")
+        if num_steps < 1:
+            raise ValueError(f"denoise wants at least 1 step, got {num_steps}")
+
+
+def _empty_inputs(config: Pi05Config, cameras: int, tokens: int) -> ModelInputs:
+    """A frame of that many cameras and prompt tokens."""
+    size = config.vision.image_size
+    return ModelInputs(
+        images=np.zeros((config.num_cameras, 3, size, size), np.float32),
+        image_mask=np.arange(config.num_cameras) < cameras,
+        tokens=np.zeros(config.max_token_len, np.int32),
+        token_mask=np.arange(config.max_token_len) < tokens,
+    )

@@ -1,0 +1,125 @@
+"""Noise to actions: one program for each slot and usual step count, a step's program for others.
+
+H horizon, A action dims of the model, W expert width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thor_policy_ros.backends.flow_guidance import GuidanceBuffers
+from thor_policy_ros.backends.fused_network import Flow, euler_step, expert_hidden, integrate
+from thor_policy_ros.backends.fused_programs import Programs
+from thor_policy_ros.backends.fused_slot import Slot, Staging
+from thor_policy_ros.backends.fused_steps import StepConstants, constants_in, row_size, step_rows
+from thor_policy_ros.backends.fused_weights import FusedModel
+from thor_policy_ros.backends.kernels.ops import Ops
+from thor_policy_ros.types import F32, Guidance
+
+
+class _Steps:
+    """All of one step count: its constants and its guidance, at fixed addresses."""
+
+    def __init__(self, model: FusedModel, num_steps: int) -> None:
+        config = model.config
+        shape = (config.action_horizon, config.action_dim)
+        self.rows = step_rows(model, num_steps)
+        self.table = [constants_in(row, model.expert) for row in self.rows]
+        self._guidance = GuidanceBuffers(num_steps, *shape, model.device)
+        self._guided = False
+        self.target = self._guidance.target[0]
+        self.gains = self._guidance.gains[:, 0, :, 0]
+
+    def guide(self, guidance: Guidance | None) -> None:
+        """ValueError for guidance that does not fit. Turning off what is off costs nothing."""
+        if guidance is not None or self._guided:
+            self._guidance.set(guidance)
+        self._guided = guidance is not None
+
+
+class Denoiser:
+    """Owns the memory of the flow; the prefixes lie in the slots. One denoising at a time.
+
+    counts: step counts whose steps are one program.
+    """
+
+    def __init__(
+        self, model: FusedModel, ops: Ops, programs: Programs, counts: tuple[int, ...]
+    ) -> None:
+        config, device = model.config, model.device
+        self._model = model
+        self._ops = ops
+        self._programs = programs
+        self._counts = frozenset(counts)
+        self._steps: dict[int, _Steps] = {}
+        shape = (config.action_horizon, config.action_dim)
+        self._noise = torch.zeros(shape, device=device)
+        self._staging = Staging(self._noise)
+        self._actions = torch.zeros(shape, device=device)
+        width = config.action_expert.width
+        self._hidden = torch.zeros(shape[0], width, device=device, dtype=model.dtype)
+        self._row = torch.zeros(row_size(model.expert), device=device)
+        self._step = constants_in(self._row, model.expert)
+        self._read = _reader(self._actions)
+
+    def run(
+        self, index: int, slot: Slot, noise: F32, steps: int, guidance: Guidance | None
+    ) -> None:
+        """Launch it; `actions` waits for the result. index: of the slot."""
+        of_count = self._of_count(steps)
+        of_count.guide(guidance)
+        np.copyto(self._staging.array(), noise)
+        self._staging.send(len(noise))
+        flow = Flow(self._actions, self._hidden, of_count.target, of_count.gains)
+        if steps in self._counts:
+            work = partial(self._integrate, flow, of_count.table, slot)
+            self._programs.run(("denoise", index, steps), work)
+        else:
+            self._step_by_step(index, slot, flow, of_count)
+
+    def actions(self) -> F32:
+        """f32[H,A] of the denoising launched last: the one wait for the device of a frame."""
+        return self._read()
+
+    def _integrate(self, flow: Flow, table: list[StepConstants], slot: Slot) -> None:
+        flow.actions.copy_(self._noise)
+        integrate(self._ops, self._model.expert, flow, table, slot.extended)
+
+    def _step_by_step(self, index: int, slot: Slot, flow: Flow, of_count: _Steps) -> None:
+        """Programs that are there already, whatever the step count."""
+        flow.actions.copy_(self._noise)
+        weights, steps = self._model.expert, len(of_count.table)
+        for step, constants in enumerate(of_count.table):
+            self._row.copy_(of_count.rows[step])
+            self._programs.run(("step", index), partial(self._one_step, flow, slot))
+            euler_step(self._ops, weights, flow, constants, step, steps)
+
+    def _one_step(self, flow: Flow, slot: Slot) -> None:
+        weights, place = self._model.expert, slot.extended
+        expert_hidden(self._ops, weights, flow.actions, self._step, place, flow.hidden)
+
+    def _of_count(self, steps: int) -> _Steps:
+        if steps not in self._steps:
+            self._steps[steps] = _Steps(self._model, steps)
+        return self._steps[steps]
+
+
+def _reader(actions: Tensor) -> Callable[[], F32]:
+    """Copies to the host and waits: on a GPU through pinned memory."""
+    if actions.device.type != "cuda":
+        return lambda: actions.numpy().copy()
+    host, done = torch.empty_like(actions, device="cpu").pin_memory(), torch.cuda.Event()
+
+    def read() -> F32:
+        host.copy_(actions, non_blocking=True)
+        done.record()
+        done.synchronize()
+        copied: F32 = host.numpy().copy()
+        return copied
+
+    return read

@@ -1,0 +1,178 @@
+"""pi0.5 written as a sequence of fused operations, without batch axis.
+
+Letters: v present cameras, N tokens of an image, C columns of a patch, P rows of the prefix (of
+its bucket, padding included), H horizon, A action dims, W width, G kv heads, D head dim. x, the
+residual stream, is updated in place by the norm or product that ends each block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from thor_policy_ros.backends.fp8 import ScaledMatmul
+from thor_policy_ros.backends.fused_steps import StepConstants
+from thor_policy_ros.backends.fused_weights import (
+    ExpertWeights,
+    Linear,
+    PrefixWeights,
+    VisionWeights,
+)
+from thor_policy_ros.backends.kernels.ops import Ops
+
+LayerKV = tuple[Tensor, Tensor]
+"""Keys and values [G,R,D] of one layer."""
+
+
+class Tools(NamedTuple):
+    """What the network is computed with. scaled: the product of two E4M3 matrices."""
+
+    ops: Ops
+    scaled: ScaledMatmul
+
+
+class Place(NamedTuple):
+    """Where a prefix lives: its layers' keys and values, how many rows are valid (i32[1], on
+    the device), and the RoPE tables f32[R,D/2] of their positions."""
+
+    layers: Sequence[LayerKV]
+    length: Tensor
+    cos: Tensor
+    sin: Tensor
+    zero: Tensor
+    """i32[1]: where a prefix starts."""
+
+
+def product(tools: Tools, x: Tensor, layer: Linear, with_bias: bool = True) -> Tensor:
+    """x [...,K] through one layer; x is E4M3 where the layer is."""
+    bias = layer.bias if with_bias else None
+    if layer.input_scale is None:
+        return F.linear(x, layer.weight, bias)
+    assert layer.weight_scale is not None
+    rows = x.reshape(-1, x.shape[-1])
+    out = tools.scaled(rows, layer.weight.t(), layer.input_scale, layer.weight_scale)
+    return (out if bias is None else out + bias).unflatten(0, x.shape[:-1])
+
+
+def image_tokens(tools: Tools, weights: VisionWeights, heads: int, patches: Tensor) -> Tensor:
+    """patches f32[v*N,C] -> [v*N,language width]."""
+    ops, (tokens, width) = tools.ops, weights.offset.shape
+    embedded = F.linear(patches.view(-1, tokens, patches.shape[1]), weights.patch)
+    x = (embedded + weights.offset).to(weights.norm[0].dtype).view(-1, width)
+    h = ops.layer_norm(x, *weights.layers[0].norm1, quantise=weights.layers[0].qkv.input_scale)
+    readers = [(layer.norm1, layer.qkv) for layer in weights.layers[1:]]
+    readers.append((weights.norm, weights.projector))
+    for layer, (norm, reader) in zip(weights.layers, readers, strict=True):
+        qkv = product(tools, h, layer.qkv).view(-1, tokens, 3 * width)
+        attended = ops.vision_attention(qkv, heads, quantise=layer.out.input_scale)
+        delta = product(tools, attended.view(-1, width), layer.out)
+        h = ops.layer_norm(x, *layer.norm2, delta=delta, quantise=layer.fc1.input_scale)
+        hidden = product(tools, h, layer.fc1, with_bias=False)
+        hidden = ops.bias_gelu(hidden, layer.fc1.bias, quantise=layer.fc2.input_scale)
+        delta = product(tools, hidden, layer.fc2)
+        h = ops.layer_norm(x, *norm, delta=delta, quantise=reader.input_scale)
+    return product(tools, h, weights.projector)
+
+
+def patches_of(images: Tensor, patch: int, columns: int) -> Tensor:
+    """images f32[v,3,S,S] in [-1,1] -> f32[v*N,C], row by row; columns beyond 3*p*p are 0."""
+    cameras, _, size, _ = images.shape
+    grid = size // patch
+    cut = images.view(cameras, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
+    rows = cut.reshape(cameras * grid * grid, 3 * patch * patch)
+    return F.pad(rows, (0, columns - rows.shape[1]))
+
+
+def encode_prefix(tools: Tools, weights: PrefixWeights, x: Tensor, place: Place) -> None:
+    """Embeddings [P,W], which it destroys -> every layer's keys and values in `place`.
+
+    Rows from the valid length on are padding, which no valid row sees.
+    """
+    ops, first = tools.ops, weights.layers[0]
+    tables = place.cos, place.sin, place.zero
+    h = ops.rms_norm(x, first.norm1, quantise=first.qkv.input_scale)
+    readers = [(layer.norm1, layer.qkv) for layer in weights.layers[1:]]
+    readers.append((weights.last_norm, weights.last_kv))
+    inner = zip(weights.layers, place.layers, readers, strict=False)
+    for layer, (keys, values), (norm, reader) in inner:
+        q = ops.split_qkv(product(tools, h, layer.qkv), *tables, keys, values)
+        attended = ops.prefix_attention(
+            q, keys, values, place.length, quantise=layer.o.input_scale
+        )  # fmt: skip
+        delta = product(tools, attended, layer.o)
+        h = ops.rms_norm(x, layer.norm2, delta=delta, quantise=layer.gate_up.input_scale)
+        hidden = ops.geglu(product(tools, h, layer.gate_up), quantise=layer.down.input_scale)
+        delta = product(tools, hidden, layer.down)
+        h = ops.rms_norm(x, norm, delta=delta, quantise=reader.input_scale)
+    ops.split_qkv(product(tools, h, weights.last_kv), *tables, *place.layers[-1])
+
+
+def expert_hidden(
+    ops: Ops,
+    weights: ExpertWeights,
+    x_t: Tensor,
+    constants: StepConstants,
+    place: Place,
+    hidden: Tensor,
+) -> None:
+    """Actions x_t f32[H,A] -> `hidden` [H,W] before the final norm.
+
+    The suffix's keys and values come to lie behind the prefix's.
+    """
+    ops.embed_actions(x_t, *weights.into, out=hidden)
+    layers = zip(weights.layers, constants.layers, place.layers, strict=True)
+    for layer, step, (keys, values) in layers:
+        q = ops.expert_qkv(
+            hidden, step.attention, layer.qkv, place.cos, place.sin, place.length, keys, values
+        )
+        attended = ops.suffix_attention(q, keys, values, place.length)
+        ops.gated_linear(hidden, attended, layer.o, step.attention_gate)
+        active = ops.expert_geglu(hidden, step.mlp, layer.gate_up)
+        ops.gated_linear(hidden, active, layer.down, step.mlp_gate)
+
+
+class Flow(NamedTuple):
+    """What Euler's rule works on: actions f32[H,A], updated in place; scratch [H,W] of the
+    expert; the guidance's target f32[H,A] and gains f32[steps,H]."""
+
+    actions: Tensor
+    hidden: Tensor
+    target: Tensor
+    gains: Tensor
+
+
+def euler_step(
+    ops: Ops, weights: ExpertWeights, flow: Flow, constants: StepConstants, step: int, steps: int
+) -> None:
+    """From the expert's hidden states to the actions after step number `step` of `steps`."""
+    ops.euler_step(
+        flow.actions,
+        flow.hidden,
+        constants.final_scale,
+        constants.final_shift,
+        *weights.out,
+        flow.target,
+        flow.gains[step],
+        t=1 - step / steps,
+        dt=1 / steps,
+    )
+
+
+def integrate(
+    ops: Ops,
+    weights: ExpertWeights,
+    flow: Flow,
+    table: Sequence[StepConstants],
+    place: Place,
+) -> None:
+    """All steps: noise in `flow.actions` becomes actions. table: one entry for each step."""
+    for step, constants in enumerate(table):
+        expert_hidden(ops, weights, flow.actions, constants, place, flow.hidden)
+        euler_step(ops, weights, flow, constants, step, len(table))
+
+
+Work = Callable[[], None]
+"""A sequence of operations on fixed memory."""

@@ -1,0 +1,179 @@
+"""The fixed memory of one prefix: what a frame's inputs are copied to, and what is made of them.
+
+V cameras, v present ones, N tokens of an image, C columns of a patch, W width of the prefix,
+R rows of a cache (the longest prefix and the horizon), G kv heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from thor_policy_ros.backends.fused_network import LayerKV, Place, patches_of
+from thor_policy_ros.backends.fused_weights import FusedModel
+from thor_policy_ros.backends.kernels.ops import Ops
+from thor_policy_ros.backends.kernels.resize_taps import ResizeTaps, resize_taps
+from thor_policy_ros.backends.kernels.weights import rope_halves
+from thor_policy_ros.types import F32, I32, U8, Bool
+
+PROMPTS_KEPT = 16
+
+
+class Staging:
+    """Fills a device tensor without waiting; on a CPU the tensor's own memory is filled.
+
+    `array()` is written, then `send` starts the copy. Only an array that is still being copied
+    is waited for.
+    """
+
+    def __init__(self, target: Tensor) -> None:
+        self._target = target
+        self._on_gpu = target.device.type == "cuda"
+        self._host = target
+        if self._on_gpu:
+            self._host = torch.empty_like(target, device="cpu").pin_memory()
+            self._copied = torch.cuda.Event()
+        self._array = self._host.numpy()
+
+    def array(self) -> npt.NDArray[Any]:
+        """The host's memory, of the target's shape and dtype."""
+        if self._on_gpu:
+            self._copied.synchronize()
+        return self._array
+
+    def send(self, count: int) -> None:
+        """Copy the first `count` entries along the first axis."""
+        if self._on_gpu:
+            self._target[:count].copy_(self._host[:count], non_blocking=True)
+            self._copied.record()
+
+
+class EmbeddedPrompts:
+    """Embeddings of the instructions met last, [n,W] each: a repeated one is not looked up."""
+
+    def __init__(self, embed: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        self._embed = embed
+        self._device = device
+        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def __call__(self, tokens: I32) -> Tensor:
+        key = tokens.tobytes()
+        if key not in self._kept:
+            self._kept[key] = self._embed(self._on_device(tokens))
+            if len(self._kept) > PROMPTS_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _on_device(self, tokens: I32) -> Tensor:
+        host = torch.from_numpy(tokens.astype(np.int64))
+        if self._device.type != "cuda":
+            return host
+        return host.pin_memory().to(self._device, non_blocking=True)
+
+
+class Slot:
+    """One prefix. `patches` and `embeddings` are its inputs, `place` holds its keys and values.
+
+    padded: whether programs of fixed sizes run on it, which see whole buffers; otherwise they
+    see what is valid alone.
+    """
+
+    def __init__(self, model: FusedModel, padded: bool) -> None:
+        config, device = model.config, model.device
+        vision, gemma, rows = config.vision, config.language, config.max_prefix_len
+        self._model = model
+        self._padded = padded
+        self._horizon = config.action_horizon
+        size = vision.image_size
+        self.patches = torch.zeros(
+            config.num_cameras * vision.num_tokens, model.vision.patch.shape[1], device=device
+        )
+        self.embeddings = torch.zeros(rows, gemma.width, device=device, dtype=model.dtype)
+        self._images = torch.zeros(config.num_cameras, 3, size, size, device=device)
+        self._image_staging = Staging(self._images)
+        self._frames: dict[tuple[int, int, int], tuple[Tensor, Staging, ResizeTaps]] = {}
+        shape = (gemma.depth, 1, gemma.num_kv_heads, rows + self._horizon, gemma.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=model.dtype)
+        self.values = torch.zeros(shape, device=device, dtype=model.dtype)
+        self._all_valid = torch.ones(1, rows, dtype=torch.bool, device=device)
+        self._length_on_device = torch.zeros(1, dtype=torch.int32, device=device)
+        self._zero = torch.zeros(1, dtype=torch.int32, device=device)
+        self._rope = rope_halves(rows + self._horizon, gemma.head_dim, device)
+        self._prompt: tuple[int, bytes] = (0, b"")
+        self.length = 0
+        self._set_length(1)
+
+    @property
+    def prefix(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Views: keys and values [layers,1,G,P,D], pad_mask bool[1,P] (all true)."""
+        used = slice(0, self.length)
+        return self.keys[..., used, :], self.values[..., used, :], self._all_valid[:, used]
+
+    def put_images(self, images: F32, present: Bool) -> int:
+        """Start copying the present ones of f32[V,3,S,S]; returns how many."""
+        indices = np.flatnonzero(present)
+        array = self._image_staging.array()
+        for place, index in enumerate(indices):
+            array[place] = images[index]
+        self._image_staging.send(len(indices))
+        rows = len(indices) * self._model.config.vision.num_tokens
+        patch, columns = self._model.config.vision.patch_size, self.patches.shape[1]
+        self.patches[:rows] = patches_of(self._images[: len(indices)], patch, columns)
+        return len(indices)
+
+    def put_frames(self, ops: Ops, frames: Sequence[U8]) -> int:
+        """Start copying u8[height,width,3] frames, to be resized on the device."""
+        vision = self._model.config.vision
+        for camera, frame in enumerate(frames):
+            source, staging, taps = self._frame_buffers(camera, frame)
+            np.copyto(staging.array(), frame)
+            staging.send(frame.shape[0])
+            rows = slice(camera * vision.num_tokens, (camera + 1) * vision.num_tokens)
+            ops.image_patches(source, taps, vision.patch_size, self.patches[rows])
+        return len(frames)
+
+    def put_prompt(self, tokens: I32, cameras: int, embedded: EmbeddedPrompts) -> None:
+        """Place the prompt behind the tokens of `cameras` images, unless it is there already."""
+        key = (cameras, tokens.tobytes())
+        if key == self._prompt:
+            return
+        begin = cameras * self._model.config.vision.num_tokens
+        end = begin + len(tokens)
+        self.embeddings[begin:end].copy_(embedded(tokens))
+        self._set_length(end)
+        self._prompt = key
+
+    def _set_length(self, length: int) -> None:
+        """Of the valid prefix; programs of fixed sizes read it on the device."""
+        if length == self.length:
+            return
+        self.length = length
+        self._length_on_device.fill_(length)
+        rows = self.keys.shape[3] if self._padded else length
+        behind = self.keys.shape[3] if self._padded else length + self._horizon
+        self.place = self._place(rows)
+        self.extended = self._place(behind)
+
+    def _place(self, rows: int) -> Place:
+        layers: list[LayerKV] = [
+            (keys[0, :, :rows], values[0, :, :rows])
+            for keys, values in zip(self.keys, self.values, strict=True)
+        ]
+        return Place(layers, self._length_on_device, *self._rope, self._zero)
+
+    def _frame_buffers(self, camera: int, frame: U8) -> tuple[Tensor, Staging, ResizeTaps]:
+        """By camera and size: made for the first frame of a size."""
+        height, width = frame.shape[:2]
+        key = (camera, height, width)
+        if key not in self._frames:
+            device, size = self._model.device, self._model.config.vision.image_size
+            source = torch.zeros(height, width, 3, dtype=torch.uint8, device=device)
+            self._frames[key] = (source, Staging(source), resize_taps(height, width, size, device))
+        return self._frames[key]
