@@ -21,6 +21,7 @@ from torch import Tensor
 from thor_policy_ros.backends.flow_guidance import GuidanceBuffers
 from thor_policy_ros.backends.prefix_buffers import PrefixBuffers
 from thor_policy_ros.backends.stage_times import ClockTimes, CudaTimes, StageTimes
+from thor_policy_ros.backends.vision_tokens import VisionTokens
 from thor_policy_ros.model.checkpoint import load_pi05
 from thor_policy_ros.model.config import Pi05Config
 from thor_policy_ros.model.gemma import Modulation, Rope, rope_tables
@@ -29,6 +30,7 @@ from thor_policy_ros.types import (
     F32,
     BackendSpec,
     BackendUnavailableError,
+    Bool,
     Guidance,
     ModelInputs,
     PrefixKV,
@@ -89,6 +91,7 @@ class PyTorchBackend:
         self._generation = 0
         self._modulations: dict[int, list[list[Modulation]]] = {}
         self._guidance: dict[int, GuidanceBuffers] = {}
+        self._vision = VisionTokens()
         self._allocate(2 if spec.pipelined else 1, clock)
 
     @property
@@ -116,11 +119,20 @@ class PyTorchBackend:
     @torch.inference_mode()
     def prefill(self, inputs: ModelInputs, observed_at_s: float) -> PrefixKV:
         """Encode the present images and the prompt; what the slot held becomes stale."""
+        return self._prefill(inputs, observed_at_s, None)
+
+    @torch.inference_mode()
+    def prefill_keeping(self, inputs: ModelInputs, observed_at_s: float, keep: Bool) -> PrefixKV:
+        """As `prefill`, with the vision tokens of the cameras of `keep`, bool[V], as they were
+        in the prefill before; ValueError for a camera that it did not hold."""
+        return self._prefill(inputs, observed_at_s, keep)
+
+    def _prefill(self, inputs: ModelInputs, observed_at_s: float, keep: Bool | None) -> PrefixKV:
         model = self._open_model()
         self._generation += 1
         slot = self._slot_of(self._generation)
         with slot.times.stage("vision"):
-            image_tokens = self._image_tokens(model, inputs)
+            image_tokens = self._vision.of(inputs, self._image_tokens, keep)
         with slot.times.stage("prefill"):
             tokens = self._to_device(inputs.tokens[inputs.token_mask].astype(np.int64))
             embeddings = torch.cat((image_tokens, model.language.embed(tokens)))[None]
@@ -164,6 +176,7 @@ class PyTorchBackend:
         self._model = None
         self._modulations.clear()
         self._guidance.clear()
+        self._vision.forget()
         self._slots.clear()
         del self._timed, self._rope
         if self.device.type == "cuda":
@@ -190,9 +203,9 @@ class PyTorchBackend:
             raise RuntimeError(f"backend {self.spec.name!r} is closed; create a new one")
         return self._model
 
-    def _image_tokens(self, model: Pi05, inputs: ModelInputs) -> Tensor:
-        """Tokens of the cameras that are present, [v*N,W]."""
-        return model.embed_image(self._to_device(inputs.images[inputs.image_mask])).flatten(0, 1)
+    def _image_tokens(self, images: F32) -> Tensor:
+        """f32[v,3,S,S] -> [v,N,W]."""
+        return self._open_model().embed_image(self._to_device(images))
 
     def _rope_of(self, start: int, length: int) -> Rope:
         """Views of the tables: without padding, a token's position is its index."""
