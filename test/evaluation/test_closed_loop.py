@@ -26,13 +26,23 @@ class ExpertRunner:
     env: TabletopArm
     steps: list[tuple[Observation, float, int, int]] = field(default_factory=list)
     refuses: str = ""
+    waits: list[float] = field(default_factory=list)
 
     def reset(self) -> None:
         self.steps.clear()
+        self.waits.clear()
 
     def step(
-        self, observation: Observation, now_s: float, tick: int, num_steps: int, *, seed: int
+        self,
+        observation: Observation,
+        now_s: float,
+        tick: int,
+        num_steps: int,
+        *,
+        seed: int,
+        waited_s: float,
     ) -> StepResult:
+        self.waits.append(waited_s)
         self.steps.append((observation, now_s, tick, seed))
         if self.refuses:
             return StepResult(None, FrameTiming(), refused=self.refuses)
@@ -135,6 +145,7 @@ def test_a_policy_that_computes_is_served_its_newest_tick_when_it_is_done(
     run_episode(env, runner, Conditions(), 1, takes_s=lambda result: 0.25)
     assert [step[1] for step in runner.steps[:4]] == pytest.approx([0.0, 0.25, 0.5, 0.75])
     assert [step[2] for step in runner.steps[:4]] == [0, 2, 5, 7]
+    assert runner.waits[:4] == pytest.approx([0.0, 0.05, 0.0, 0.05])
 
 
 def test_the_trace_is_told_of_every_command_and_chunk(env: TabletopArm) -> None:

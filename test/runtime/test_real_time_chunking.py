@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from thor_policy_ros.runtime.real_time_chunking import (
     DELAYS_KEPT,
     SCHEDULES,
-    SILENCE_S,
+    ChunkingFacts,
     ChunkingRules,
     RealTimeChunking,
     prefix_weights,
@@ -37,12 +37,11 @@ def going(delay_s: float = 0.2, chunks: int = 3, **rules) -> RealTimeChunking:
     return chunking
 
 
-def test_nothing_is_known_before_the_first_chunk_and_before_a_measured_delay():
+def test_nothing_is_known_before_the_first_chunk():
     chunking = RealTimeChunking()
     assert chunking.continuation(10, DT_S, 0.0, 0.0, "go") is None
+    assert chunking.facts == ChunkingFacts(None, "", 0)
     chunking.sent(0, ramp(0.0), "go", 0.0, 0.05)
-    assert chunking.continuation(10, DT_S, 0.1, 0.1, "go") is None
-    chunking.taken_up(0, 0.15)
     assert chunking.continuation(10, DT_S, 0.1, 0.1, "go") is not None
 
 
@@ -64,23 +63,20 @@ def test_the_executors_own_answer_counts_and_the_longest_of_them():
     chunking = going(delay_s=0.1)
     chunking.sent(9, ramp(0.4), "go", 0.4, 0.41)
     chunking.taken_up(9, 0.75)
-    facts = chunking.facts(1.0)
+    facts = chunking.facts
     assert (facts.source, facts.delay_s, facts.chunks) == ("executor", pytest.approx(0.35), 4)
     for k in range(DELAYS_KEPT):
         chunking.sent(20 + k, ramp(1.0), "go", 1.0 + k, 1.05 + k)
         chunking.taken_up(20 + k, 1.1 + k)
-    assert chunking.facts(99.0).delay_s == pytest.approx(0.1)  # the long one is forgotten
+    assert chunking.facts.delay_s == pytest.approx(0.1)  # the long one is forgotten
 
 
-def test_publication_counts_only_where_no_executor_answers():
+def test_publication_counts_until_the_executor_answers():
     chunking = RealTimeChunking()
     chunking.sent(0, ramp(0.0), "go", 0.0, 0.07)
-    assert chunking.facts(0.5).source == ""
-    late_s = 0.08 + SILENCE_S
-    assert chunking.facts(late_s).source == "published"
-    assert chunking.facts(late_s).delay_s == pytest.approx(0.07)
+    assert chunking.facts == ChunkingFacts(pytest.approx(0.07), "published", 0)
     chunking.taken_up(0, 0.25)
-    assert chunking.facts(late_s).source == "executor"
+    assert chunking.facts == ChunkingFacts(pytest.approx(0.25), "executor", 1)
 
 
 def test_each_time_is_of_the_chunk_in_charge_then():
@@ -135,7 +131,7 @@ def test_reset_forgets_and_a_jump_of_the_clock_is_no_delay():
     assert chunking.continuation(10, DT_S, 0.3, 0.3, "go") is None
     chunking.sent(5, ramp(0.0), "go", 0.0, 0.0)
     chunking.taken_up(5, 3600.0)
-    assert chunking.facts(0.1).delay_s is None
+    assert chunking.facts.source == "published"
     chunking.sent(6, ramp(5.0), "go", 5.0, 5.0)
     chunking.taken_up(6, 5.1)
     # The clock goes back: nothing that began later than now is of this time.

@@ -151,6 +151,12 @@ class FakePolicy:
         self.states.append(state)
         return self.actions(actions, state)
 
+    def normalise(self, actions: F32, state: F32) -> F32:
+        """As for a policy of the first joints alone, relative to the state."""
+        padded = np.zeros((len(actions), MODEL_DIM), np.float32)
+        padded[:, : actions.shape[1]] = actions - state[: actions.shape[1]]
+        return padded
+
     @staticmethod
     def _grey(observation: Observation) -> float:
         base = observation.images.get("base")

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from thor_policy_ros.evaluation.motion_trace import MotionTrace
+from thor_policy_ros.runtime.blending import BLENDINGS
 from thor_policy_ros.runtime.executor import ChunkExecutor
 from thor_policy_ros.runtime.policy_runner import PolicyRunner
+from thor_policy_ros.runtime.real_time_chunking import ChunkingRules, RealTimeChunking
 from thor_policy_ros.sim.arm_env import TICK_S, TabletopArm
 from thor_policy_ros.sim.instructions import VERBS
 from thor_policy_ros.types import ActionChunk, Observation, StepResult
@@ -35,6 +37,8 @@ class Conditions:
     replan: policy ticks of 0.1 s between two chunks.
     indexing: a chunk is executed from the row of its observation's age ('aligned'), or from
     row 0 when it arrives ('naive', to see what that costs).
+    blending: how chunks join, with 'rtc' by `rtc` as well. crossfade_s, ensemble_decay: of the
+    executor.
     """
 
     instruction: str = "right"
@@ -45,12 +49,17 @@ class Conditions:
     replan: int = 1
     seed: int = 0
     indexing: str = "aligned"
+    blending: str = "crossfade"
+    crossfade_s: float = 0.1
+    ensemble_decay: float = 0.5
+    rtc: ChunkingRules = field(default_factory=ChunkingRules)
 
     def __post_init__(self) -> None:
         for name, choices in (
             ("instruction", INSTRUCTIONS),
             ("images", IMAGES),
             ("indexing", INDEXINGS),
+            ("blending", BLENDINGS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -98,6 +107,9 @@ def run_episode(
     env.reset(episode_seed, conditions.speed_m_s)
     told = told_instruction(env, conditions, episode_seed)
     runner.reset()
+    runner.chunking = RealTimeChunking(
+        replace(conditions.rtc, enabled=conditions.blending == "rtc")
+    )
     loop = ControlLoop(env, runner, conditions, told, episode_seed, trace, takes_s)
     while env.outcome() == "running":
         loop.advance()
@@ -149,8 +161,16 @@ class ControlLoop:
         self._env, self._runner, self._conditions = env, runner, conditions
         self._told, self._episode_seed = told, episode_seed
         self._trace, self._takes_s = trace, takes_s
-        self._executor = ChunkExecutor(env.joint_names, env.limits, CONTROL_DT_S)
-        self._under_way: deque[tuple[float, ActionChunk]] = deque()
+        self._executor = ChunkExecutor(
+            env.joint_names,
+            env.limits,
+            CONTROL_DT_S,
+            crossfade_s=conditions.crossfade_s,
+            blending=conditions.blending,
+            ensemble_decay=conditions.ensemble_decay,
+        )
+        self._under_way: deque[tuple[float, int, ActionChunk]] = deque()
+        self._chunks = 0
         self._control_ticks = 0
         self._waiting_tick: int | None = None
         self._busy_until_s = 0.0
@@ -178,23 +198,41 @@ class ControlLoop:
             tick,
             self._conditions.num_steps,
             seed=noise_seed(self._conditions, self._episode_seed, tick),
+            waited_s=now_s - tick * TICK_S,
         )
         done_s = now_s + (self._takes_s(result) if self._takes_s is not None else 0.0)
         self._busy_until_s = done_s
         if result.chunk is None:
             self._refuse(result.refused)
         else:
-            self._under_way.append((done_s + self._conditions.latency_ms / 1e3, result.chunk))
+            self._send(result.chunk, now_s, done_s)
+
+    def _send(self, chunk: ActionChunk, began_s: float, done_s: float) -> None:
+        arrives_s = done_s + self._conditions.latency_ms / 1e3
+        self._chunks += 1
+        self._under_way.append((arrives_s, self._chunks, chunk))
+        if self._runner.chunking is not None:
+            self._runner.chunking.sent(self._chunks, chunk, self._told, began_s, done_s)
 
     def _deliver(self, now_s: float) -> None:
         while self._under_way and self._under_way[0][0] <= now_s + 1e-9:
-            _, chunk = self._under_way.popleft()
+            _, number, chunk = self._under_way.popleft()
             if self._conditions.indexing == "naive":
                 chunk = replace(chunk, observed_at_s=now_s)
             refused = self._executor.accept(chunk, self._env.joint_names, now_s)
             self._refuse(refused)
+            self._answer(number, refused, now_s)
             if self._trace is not None and not refused:
                 self._trace.joined(chunk, now_s)
+
+    def _answer(self, number: int, refused: str, now_s: float) -> None:
+        """What the executor tells the policy of a chunk."""
+        if self._runner.chunking is None:
+            return
+        if refused:
+            self._runner.chunking.refused(number)
+        else:
+            self._runner.chunking.taken_up(number, now_s)
 
     def _execute(self, now_s: float) -> None:
         self._executor.set_measured(self._env.state(), now_s)

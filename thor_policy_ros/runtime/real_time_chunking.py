@@ -5,8 +5,8 @@ is past when it takes over must repeat them, and the rows after should go on fro
 denoising is guided that way (`types.Guidance`).
 
 Nothing is guessed of the delay: it is the longest of those last measured, from the begin of an
-inference to the executor's first command from its chunk, or to its publication where no
-executor answers. All times are those of the caller's clock.
+inference to the executor's first command from its chunk, or to its publication as long as no
+executor has answered. All times are those of the caller's clock.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ MODES = ("guided", "trained")
 """guided: the flow is pulled there. trained: the rows are given to a checkpoint trained for it."""
 DELAYS_KEPT = 8
 CHUNKS_KEPT = 16
-SILENCE_S = 1.0
-"""An executor that has not answered for so long is one that never will."""
 LONGEST_DELAY_S = 10.0  # beyond it a clock has jumped
 ROUNDING_S = 1e-6
 
@@ -82,7 +80,7 @@ class Continuation:
 @dataclass(frozen=True)
 class ChunkingFacts:
     """For diagnostics. delay_s: None before the first measurement. source: 'executor',
-    'published' where no executor answers, or ''. chunks: followed by the executor.
+    'published' as long as no executor has answered, or ''. chunks: followed by the executor.
     """
 
     delay_s: float | None
@@ -103,18 +101,17 @@ class _Sent:
 
 @dataclass
 class _Delays:
-    """Measured last, in s. first_sent_s: when the executor might first have answered."""
+    """Measured last, in s. Publication counts until the executor answers."""
 
     executor: deque[float] = field(default_factory=lambda: deque(maxlen=DELAYS_KEPT))
     published: deque[float] = field(default_factory=lambda: deque(maxlen=DELAYS_KEPT))
-    first_sent_s: float = math.inf
     taken_up: int = 0
 
-    def longest(self, now_s: float) -> tuple[float | None, str]:
+    def longest(self) -> tuple[float | None, str]:
         """The delay to count with, and who measured it."""
         if self.executor:
             return max(self.executor), "executor"
-        if self.published and now_s - self.first_sent_s > SILENCE_S:
+        if self.published:
             return max(self.published), "published"
         return None, ""
 
@@ -137,9 +134,10 @@ class RealTimeChunking:
             self._sent: deque[_Sent] = deque(maxlen=CHUNKS_KEPT)
             self._delays = _Delays()
 
-    def facts(self, now_s: float) -> ChunkingFacts:
+    @property
+    def facts(self) -> ChunkingFacts:
         with self._lock:
-            return ChunkingFacts(*self._delays.longest(now_s), self._delays.taken_up)
+            return ChunkingFacts(*self._delays.longest(), self._delays.taken_up)
 
     def sent(
         self, sequence: int, chunk: ActionChunk, prompt: str, began_s: float, now_s: float
@@ -148,7 +146,6 @@ class RealTimeChunking:
         with self._lock:
             self._sent.append(_Sent(sequence, _path(chunk), prompt, began_s))
             _note(self._delays.published, now_s - began_s)
-            self._delays.first_sent_s = min(self._delays.first_sent_s, now_s)
 
     def taken_up(self, sequence: int, now_s: float) -> None:
         """The executor's first command from that chunk was at `now_s`."""
@@ -175,7 +172,7 @@ class RealTimeChunking:
         have been executed.
         """
         with self._lock:
-            delay_s, _ = self._delays.longest(now_s)
+            delay_s, _ = self._delays.longest()
             sent = [s for s in self._sent if s.began_s <= now_s]
         if not sent or delay_s is None:
             return None
