@@ -69,6 +69,11 @@ COMMANDS = (
         "thor_policy_ros.evaluation.roofline",
         "the least time a device needs for a frame, and what bounds it",
     ),
+    Command(
+        "serve",
+        "thor_policy_ros.evaluation.serve",
+        "serve a policy to openpi's clients over websockets",
+    ),
 )
 
 

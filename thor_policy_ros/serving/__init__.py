@@ -1,0 +1,1 @@
+"""openpi's policy protocol, both ends: a server of our policies, a client of other servers."""
