@@ -23,13 +23,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from thor_policy_ros.backends.fp8 import ScaledMatmul, device_matmul
+from thor_policy_ros.backends.fp8 import device_matmul
 from thor_policy_ros.backends.fused_denoiser import Denoiser
+from thor_policy_ros.backends.fused_host import HostOps, HostProducts
 from thor_policy_ros.backends.fused_network import Tools, encode_prefix, image_tokens
+from thor_policy_ros.backends.fused_products import DeviceProducts
 from thor_policy_ros.backends.fused_programs import CudaGraphs, Prepare, Programs
 from thor_policy_ros.backends.fused_slot import EmbeddedPrompts, Slot
 from thor_policy_ros.backends.fused_weights import FusedModel, take_weights
-from thor_policy_ros.backends.kernels.ops import Ops, create_ops
+from thor_policy_ros.backends.kernels.ops import create_ops
 from thor_policy_ros.backends.pytorch import checked_device, checked_dtype
 from thor_policy_ros.backends.stage_times import ClockTimes, CudaTimes, StageTimes
 from thor_policy_ros.model.checkpoint import load_pi05
@@ -53,18 +55,16 @@ STEP_COUNTS = (10, 5, 3, 2, 1)
 class Execution:
     """How the engine runs.
 
-    make_ops: the operations, one object for each stream. make_graphs: what prepares the programs
-    of a stream, or None to run them as they are. padded: prompts fill up to the next bucket, so
-    that programs have a few fixed sizes. step_counts: denoised by one program each.
-    scaled: the product of two E4M3 matrices.
+    make_tools: operations and products, one set for each stream. make_graphs: what prepares the
+    programs of a stream, or None to run them as they are. padded: prompts fill up to the next
+    bucket, so that programs have a few fixed sizes. step_counts: denoised by one program each.
     """
 
-    make_ops: Callable[[], Ops]
+    make_tools: Callable[[], Tools]
     make_graphs: Callable[[], Prepare] | None
     padded: bool
     buckets: tuple[int, ...] = PROMPT_BUCKETS
     step_counts: tuple[int, ...] = STEP_COUNTS
-    scaled: ScaledMatmul = device_matmul
 
 
 def missing() -> tuple[str, ...]:
@@ -86,14 +86,26 @@ def load(
     """See `registry.create_backend`."""
     target = checked_device(device)
     model = load_pi05(checkpoint, config, target, checked_dtype(dtype, target))
-    return FusedBackend(spec, take_weights(model), execution_on(target))
+    return FusedBackend(spec, take_weights(model), execution_on(target, model.dtype))
 
 
-def execution_on(device: torch.device) -> Execution:
-    """Triton and graphs on a GPU, torch without either on a CPU."""
+def execution_on(device: torch.device, dtype: torch.dtype) -> Execution:
+    """Triton and graphs on a GPU; on a CPU torch without either."""
     if device.type == "cuda":
-        return Execution(partial(create_ops, "triton", device), CudaGraphs, padded=True)
-    return Execution(partial(create_ops, "reference", device), None, padded=False)
+        return Execution(partial(_device_tools, "triton", device), CudaGraphs, padded=True)
+    if dtype == torch.float32:
+        return Execution(_host_tools, None, padded=False)
+    return Execution(partial(_device_tools, "reference", device), None, padded=False)
+
+
+def _device_tools(ops_name: str, device: torch.device) -> Tools:
+    ops = create_ops(ops_name, device)
+    return Tools(ops, DeviceProducts(ops, device_matmul))
+
+
+def _host_tools() -> Tools:
+    products = HostProducts()
+    return Tools(HostOps(products), products)
 
 
 class FusedBackend:
@@ -131,9 +143,9 @@ class FusedBackend:
         make = execution.make_graphs
         self._prefix_programs = Programs(make and make())
         self._denoise_programs = Programs(make and make())
-        self._tools = Tools(execution.make_ops(), execution.scaled)
+        self._tools = execution.make_tools()
         self._denoiser = Denoiser(
-            model, execution.make_ops(), self._denoise_programs, execution.step_counts
+            model, execution.make_tools().ops, self._denoise_programs, execution.step_counts
         )
 
     @property

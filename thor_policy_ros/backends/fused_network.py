@@ -7,17 +7,16 @@ residual stream, is updated in place by the norm or product that ends each block
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from thor_policy_ros.backends.fp8 import ScaledMatmul
+from thor_policy_ros.backends.fused_products import Products
 from thor_policy_ros.backends.fused_steps import StepConstants
 from thor_policy_ros.backends.fused_weights import (
     ExpertWeights,
-    Linear,
     PrefixWeights,
     VisionWeights,
 )
@@ -28,10 +27,10 @@ LayerKV = tuple[Tensor, Tensor]
 
 
 class Tools(NamedTuple):
-    """What the network is computed with. scaled: the product of two E4M3 matrices."""
+    """What the network is computed with."""
 
     ops: Ops
-    scaled: ScaledMatmul
+    products: Products
 
 
 class Place(NamedTuple):
@@ -46,35 +45,23 @@ class Place(NamedTuple):
     """i32[1]: where a prefix starts."""
 
 
-def product(tools: Tools, x: Tensor, layer: Linear, with_bias: bool = True) -> Tensor:
-    """x [...,K] through one layer; x is E4M3 where the layer is."""
-    bias = layer.bias if with_bias else None
-    if layer.input_scale is None:
-        return F.linear(x, layer.weight, bias)
-    assert layer.weight_scale is not None
-    rows = x.reshape(-1, x.shape[-1])
-    out = tools.scaled(rows, layer.weight.t(), layer.input_scale, layer.weight_scale)
-    return (out if bias is None else out + bias).unflatten(0, x.shape[:-1])
-
-
 def image_tokens(tools: Tools, weights: VisionWeights, heads: int, patches: Tensor) -> Tensor:
     """patches f32[v*N,C] -> [v*N,language width]."""
-    ops, (tokens, width) = tools.ops, weights.offset.shape
+    (ops, products), (tokens, width) = tools, weights.offset.shape
     embedded = F.linear(patches.view(-1, tokens, patches.shape[1]), weights.patch)
     x = (embedded + weights.offset).to(weights.norm[0].dtype).view(-1, width)
     h = ops.layer_norm(x, *weights.layers[0].norm1, quantise=weights.layers[0].qkv.input_scale)
     readers = [(layer.norm1, layer.qkv) for layer in weights.layers[1:]]
     readers.append((weights.norm, weights.projector))
     for layer, (norm, reader) in zip(weights.layers, readers, strict=True):
-        qkv = product(tools, h, layer.qkv).view(-1, tokens, 3 * width)
+        qkv = products.linear(h, layer.qkv).view(-1, tokens, 3 * width)
         attended = ops.vision_attention(qkv, heads, quantise=layer.out.input_scale)
-        delta = product(tools, attended.view(-1, width), layer.out)
+        delta = products.linear(attended.view(-1, width), layer.out)
         h = ops.layer_norm(x, *layer.norm2, delta=delta, quantise=layer.fc1.input_scale)
-        hidden = product(tools, h, layer.fc1, with_bias=False)
-        hidden = ops.bias_gelu(hidden, layer.fc1.bias, quantise=layer.fc2.input_scale)
-        delta = product(tools, hidden, layer.fc2)
+        hidden = products.gelu(h, layer.fc1, layer.fc2.input_scale)
+        delta = products.linear(hidden, layer.fc2)
         h = ops.layer_norm(x, *norm, delta=delta, quantise=reader.input_scale)
-    return product(tools, h, weights.projector)
+    return products.linear(h, weights.projector)
 
 
 def patches_of(images: Tensor, patch: int, columns: int) -> Tensor:
@@ -91,23 +78,23 @@ def encode_prefix(tools: Tools, weights: PrefixWeights, x: Tensor, place: Place)
 
     Rows from the valid length on are padding, which no valid row sees.
     """
-    ops, first = tools.ops, weights.layers[0]
+    (ops, products), first = tools, weights.layers[0]
     tables = place.cos, place.sin, place.zero
     h = ops.rms_norm(x, first.norm1, quantise=first.qkv.input_scale)
     readers = [(layer.norm1, layer.qkv) for layer in weights.layers[1:]]
     readers.append((weights.last_norm, weights.last_kv))
     inner = zip(weights.layers, place.layers, readers, strict=False)
     for layer, (keys, values), (norm, reader) in inner:
-        q = ops.split_qkv(product(tools, h, layer.qkv), *tables, keys, values)
+        q = ops.split_qkv(products.linear(h, layer.qkv), *tables, keys, values)
         attended = ops.prefix_attention(
             q, keys, values, place.length, quantise=layer.o.input_scale
         )  # fmt: skip
-        delta = product(tools, attended, layer.o)
+        delta = products.linear(attended, layer.o)
         h = ops.rms_norm(x, layer.norm2, delta=delta, quantise=layer.gate_up.input_scale)
-        hidden = ops.geglu(product(tools, h, layer.gate_up), quantise=layer.down.input_scale)
-        delta = product(tools, hidden, layer.down)
+        hidden = products.geglu(h, layer.gate_up, layer.down.input_scale)
+        delta = products.linear(hidden, layer.down)
         h = ops.rms_norm(x, norm, delta=delta, quantise=reader.input_scale)
-    ops.split_qkv(product(tools, h, weights.last_kv), *tables, *place.layers[-1])
+    ops.split_qkv(products.linear(h, weights.last_kv), *tables, *place.layers[-1])
 
 
 def expert_hidden(
@@ -172,7 +159,3 @@ def integrate(
     for step, constants in enumerate(table):
         expert_hidden(ops, weights, flow.actions, constants, place, flow.hidden)
         euler_step(ops, weights, flow, constants, step, len(table))
-
-
-Work = Callable[[], None]
-"""A sequence of operations on fixed memory."""
