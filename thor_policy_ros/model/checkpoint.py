@@ -1,8 +1,9 @@
 """Weights of pi0.5 into and out of safetensors files, strictly.
 
-Both openpi's and LeRobot's key layouts load. Each tensor is copied once, from the mapped
-file into its place on the target device in the target dtype: the module is built without
-memory, so 3.4 billion parameters take no more than their own size.
+Both openpi's and LeRobot's key layouts load, and `merged` files, which name our own packed
+parameters. Each tensor is copied once, from the mapped file into its place on the target device in
+the target dtype: the module is built without memory, so 3.4 billion parameters take no more than
+their own size, and the host no more than a block of rows beside the mapping.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from thor_policy_ros.model.config import Pi05Config
-from thor_policy_ros.model.key_layout import EMBEDDING_KEYS, Part, all_parts
+from thor_policy_ros.model.key_layout import EMBEDDING_KEYS, Part, all_parts, merged_parts
 from thor_policy_ros.model.pi05 import Pi05, stays_float32
 from thor_policy_ros.model.weight_files import (
     WEIGHTS,
@@ -25,6 +26,7 @@ from thor_policy_ros.model.weight_files import (
     opened,
     read_contents,
 )
+from thor_policy_ros.model.weight_writer import row_blocks
 
 
 def load_pi05(
@@ -44,7 +46,8 @@ def load_pi05(
     contents = read_contents(folder)
     with torch.device("meta"):
         model = Pi05(config)
-    parts = _match(contents, all_parts(model.named_parameters(), config))
+    parts_of = merged_parts if contents.layout == "merged" else all_parts
+    parts = _match(contents, parts_of(model.named_parameters(), config))
     allocate(model, torch.device(device), dtype, wanted)
     with torch.no_grad():
         _fill(model, contents, {key: p for key, p in parts.items() if wanted(p.parameter)})
@@ -84,6 +87,8 @@ def _match(contents: Contents, wanted: dict[str, Part]) -> dict[str, Part]:
 
 def _choose_embedding(contents: Contents, wanted: dict[str, Part]) -> set[str]:
     """Move the embedding to a key that the file has; returns the keys left over."""
+    if EMBEDDING_KEYS[0] not in wanted:  # a merged file has one embedding, under our name
+        return set()
     held = [key for key in EMBEDDING_KEYS if key in contents.shapes]
     if held and held[0] != EMBEDDING_KEYS[0]:
         wanted[held[0]] = wanted.pop(EMBEDDING_KEYS[0])
@@ -131,12 +136,23 @@ def _fill(model: Pi05, contents: Contents, parts: dict[str, Part]) -> None:
         if all(key in contents.shapes for key in EMBEDDING_KEYS):
             _check_tied(contents, *(tensor(key) for key in EMBEDDING_KEYS))
         for key, part in parts.items():
-            _rows(parameters[part.parameter], part).copy_(tensor(key))
+            _copy(_rows(parameters[part.parameter], part), tensor(key))
+
+
+def _copy(destination: Tensor, source: Tensor) -> None:
+    """Into place, converting. Bytes cross to a device as they are in the file and are converted
+    there, block by block: torch itself would convert the whole tensor on the host first."""
+    start = 0
+    for block in row_blocks(source):
+        rows = destination[start : start + len(block)] if destination.ndim else destination
+        rows.copy_(block.to(destination.device).reshape(rows.shape))
+        start += len(block)
 
 
 def _check_tied(contents: Contents, embedding: Tensor, head: Tensor) -> None:
     """Two stored copies of the tied matrix must agree, or one of them is not pi0.5's."""
-    if not torch.equal(embedding, head):
+    pairs = zip(row_blocks(embedding), row_blocks(head), strict=True)
+    if not all(torch.equal(one, other) for one, other in pairs):
         first, second = (contents.name(key) for key in EMBEDDING_KEYS)
         raise CheckpointError(
             f"{contents.folder}: {first} and {second} should be one tied matrix but differ;"

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from thor_policy_ros.model.config import Pi05Config
 
-LAYOUT_PREFIXES = {"openpi": "", "lerobot": "model."}
-"""What each project puts before the keys below."""
+LAYOUT_PREFIXES = {"openpi": "", "lerobot": "model.", "merged": ""}
+"""What each layout puts before its keys: those below, or in a merged file our own names."""
 
 _PALIGEMMA = "paligemma_with_expert.paligemma."
 _EXPERT = "paligemma_with_expert.gemma_expert."
@@ -76,10 +76,18 @@ def all_parts(parameters: Iterable[tuple[str, Tensor]], config: Pi05Config) -> d
     }
 
 
+def merged_parts(parameters: Iterable[tuple[str, Tensor]], config: Pi05Config) -> dict[str, Part]:
+    """Every parameter as one part under its own name: a merged file's."""
+    return {name: Part(name, name, 0, tuple(tensor.shape)) for name, tensor in parameters}
+
+
 def layout_of(keys: Iterable[str]) -> str:
-    """'openpi' or 'lerobot', by what the keys begin with."""
+    """'openpi', 'lerobot' or 'merged', by what the keys begin with."""
+    held = list(keys)
     lerobot = LAYOUT_PREFIXES["lerobot"] + "paligemma_with_expert."
-    return "lerobot" if any(key.startswith(lerobot) for key in keys) else "openpi"
+    if any(key.startswith(lerobot) for key in held):
+        return "lerobot"
+    return "merged" if any(key.startswith("language.layers.") for key in held) else "openpi"
 
 
 def _openpi_key(parameter: str) -> str:
