@@ -55,6 +55,11 @@ COMMANDS = (
         "closed-loop success of a checkpoint on the simulated arm",
     ),
     Command(
+        "latency-study",
+        "thor_policy_ros.evaluation.latency_study",
+        "success and smoothness against added latency, for each way of blending chunks",
+    ),
+    Command(
         "train-demo",
         "thor_policy_ros.evaluation.train_demo",
         "train the demo's policy from nothing: expert data, training, checkpoint",

@@ -110,12 +110,12 @@ def _start_worker(policy: PolicyChoice, conditions: Conditions) -> None:
 def _run_in_worker(episode_seed: int) -> EpisodeRecord:
     assert _worker is not None
     if _worker.equipment is None:
-        _worker.equipment = _equip(_worker.policy)
+        _worker.equipment = equip(_worker.policy)
     env, runner = _worker.equipment
     return run_episode(env, runner, _worker.conditions, episode_seed)
 
 
-def _equip(policy: PolicyChoice) -> tuple[TabletopArm, PolicyRunner]:
+def equip(policy: PolicyChoice) -> tuple[TabletopArm, PolicyRunner]:
     import torch
 
     from thor_policy_ros.runtime.unified_policy import UnifiedPolicy
