@@ -41,6 +41,7 @@ from thor_policy_ros.backends.fp8_mlp import (
     HybridMlp,
     notes_of,
     quantise_mlps,
+    warnings_of,
 )
 from thor_policy_ros.backends.fp8_scales import (
     Fp8Scales,
@@ -312,7 +313,7 @@ def created(setting: Setting, name: str, folder: Path) -> Backend:
     scales = read_scales(folder, setting.config.language.depth - 1) if static else None
     model = load_pi05(folder, setting.config, setting.device, torch.bfloat16)
     quantise_mlps(model, scales, setting.matmul)
-    return PyTorchBackend(spec, model, notes=notes_of(spec, scales))
+    return PyTorchBackend(spec, model, notes=notes_of(scales), warnings=warnings_of(spec, scales))
 
 
 def backends(setting: Setting, folder: Path) -> dict[str, Any]:
@@ -330,6 +331,7 @@ def backends(setting: Setting, folder: Path) -> dict[str, Any]:
             **worst(compared),
             **frame_latency(setting, backend),
             "notes": list(getattr(backend, "notes", ())),
+            "warnings": list(getattr(backend, "warnings", ())),
             "memory_gb": torch.cuda.memory_allocated() / 1e9 if setting.on_gpu else 0.0,
         }
         backend.close()

@@ -15,7 +15,7 @@ from torch import Tensor
 from thor_policy_ros.backends import fp8_mlp
 from thor_policy_ros.backends.fp8 import emulated_matmul
 from thor_policy_ros.backends.fp8_calibration import ActivationRanges
-from thor_policy_ros.backends.fp8_mlp import HybridMlp, notes_of, quantise_mlps
+from thor_policy_ros.backends.fp8_mlp import HybridMlp, notes_of, quantise_mlps, warnings_of
 from thor_policy_ros.backends.fp8_scales import (
     Fp8Scales,
     LayerRanges,
@@ -97,12 +97,12 @@ class TestEngine:
         quantise_mlps(model, scales, emulated_matmul)
         assert type(model.language.layers[LAYERS - 1].mlp) is Mlp
         said = f"MLPs of layers {LAYERS - 1} stay bfloat16: they overflow E4M3"
-        assert notes_of(SPEC, scales) == (said,)
+        assert notes_of(scales) == (said,) and warnings_of(SPEC, scales) == ()
 
     def test_says_when_scales_are_missing(self) -> None:
-        assert "thor-policy calibrate" in notes_of(SPEC, None)[0]
-        assert notes_of(BACKENDS["fp8_mlp_dynamic"], None) == ()
-        assert notes_of(SPEC, scales_of()) == ()
+        assert "thor-policy calibrate" in warnings_of(SPEC, None)[0]
+        assert warnings_of(BACKENDS["fp8_mlp_dynamic"], None) == ()
+        assert warnings_of(SPEC, scales_of()) == notes_of(scales_of()) == notes_of(None) == ()
 
 
 class TestAvailability:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
-from collections.abc import Iterator
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +44,7 @@ class Loads:
         self.threads: list[str] = []
         self.gates: dict[str, threading.Event] = {}
         self.fails: dict[str, Exception] = {}
+        self.before: dict[str, Callable[[LoadRequest], None]] = {}
         self.under_way = ""
 
     def __call__(self, request: LoadRequest, references: Any, say: Any) -> LoadedPolicy:
@@ -51,6 +55,7 @@ class Loads:
             assert self.gates[request.backend].wait(30.0)
         if request.backend in self.fails:
             raise self.fails[request.backend]
+        self.before.get(request.backend, lambda request: None)(request)
         policy = ScriptedPolicy()
         policy.spec = policy.backend.spec = spec_of(request.backend)
         self.policies.append(policy)
@@ -257,6 +262,19 @@ def test_cleanup_while_one_loads_frees_both(
     comes_from(FP8, chunks, probe)
 
 
+def test_a_node_that_ends_right_after_a_request_leaves_nothing_begun(
+    node: PolicyNode, probe: Probe, loads: Loads
+) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert node.set_parameters([Parameter("backend", value=FP8)])[0].successful
+        assert node.close()
+        probe.spin_for(0.2)
+        gc.collect()  # a coroutine that was never awaited would say so
+    assert loads.under_way == "pytorch", "the load of the start, and none after it"
+    assert [str(warning.message) for warning in said] == []
+
+
 def test_an_inactive_node_switches_too_and_a_request_while_configuring_is_kept(
     node: PolicyNode, probe: Probe, loads: Loads, chunks: list[ActionChunk]
 ) -> None:
@@ -282,3 +300,29 @@ def test_an_inference_failure_of_the_new_backend_is_an_error_of_the_node(
     probe.diagnosis(f"{NODE}: lifecycle", ERROR, "device lost")
     assert loads.policies[-1].backend.closed == 1
     assert np.isfinite(chunks[-1].actions).all()
+
+
+class Weights:
+    """Stands in for what a load takes on the GPU."""
+
+
+@pytest.mark.parametrize("mode", ["beside", "pause"])
+def test_what_a_failed_load_took_is_given_back_at_once(
+    probe: Probe, loads: Loads, chunks: list[ActionChunk], mode: str
+) -> None:
+    taken: list[weakref.ref[Weights]] = []
+
+    def fails(request: LoadRequest) -> None:
+        weights = Weights()
+        taken.append(weakref.ref(weights))
+        raise RuntimeError("CUDA out of memory")
+
+    loads.before[FP8] = fails
+    probe.set_parameter(NODE, "switch_mode", mode)
+    gc.disable()
+    try:
+        probe.set_parameter(NODE, "backend", FP8)
+        probe.diagnosis(BACKEND, WARN, "pytorch runs; failed: fake: CUDA out of memory")
+        assert taken[0]() is None, "not only when the garbage collector comes by"
+    finally:
+        gc.enable()

@@ -79,7 +79,9 @@ class Fp8Linear(nn.Module):
         scale = self.input_scale
         if scale is None:
             scale = activation_scale(rows.abs().amax())
-        quantised = saturating_cast(F.pad(rows, (0, -self._columns % ALIGNMENT)), scale)
+        if self._columns % ALIGNMENT:  # F.pad copies even where it adds nothing
+            rows = F.pad(rows, (0, -self._columns % ALIGNMENT))
+        quantised = saturating_cast(rows, scale)
         # .t() alone: _scaled_mm wants the second operand column-major.
         out = self._matmul(quantised, self.weight.t(), scale, self.weight_scale)
         return out[:, : self._rows].to(x.dtype).unflatten(0, x.shape[:-1])

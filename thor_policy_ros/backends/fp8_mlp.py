@@ -55,7 +55,7 @@ def load(
         scales = read_scales(checkpoint, config.language.depth - 1)
     model = load_pi05(checkpoint, config, target, torch.bfloat16)
     quantise_mlps(model, scales)
-    return PyTorchBackend(spec, model, notes=notes_of(spec, scales))
+    return PyTorchBackend(spec, model, notes=notes_of(scales), warnings=warnings_of(spec, scales))
 
 
 def quantise_mlps(
@@ -72,13 +72,17 @@ def quantise_mlps(
             layer.mlp = HybridMlp(layer.mlp, ranges, matmul)  # type: ignore[arg-type]
 
 
-def notes_of(spec: BackendSpec, scales: Fp8Scales | None) -> tuple[str, ...]:
-    """What diagnostics should say of a loaded engine."""
-    if spec.fp8_scale == "static" and scales is None:
-        return (
-            "no FP8 scales beside the checkpoint: dynamic ones are used;"
-            " run `thor-policy calibrate`",
-        )
+def warnings_of(spec: BackendSpec, scales: Fp8Scales | None) -> tuple[str, ...]:
+    """What the user of a loaded engine should mend."""
+    if spec.fp8_scale != "static" or scales is not None:
+        return ()
+    return (
+        "no FP8 scales beside the checkpoint: dynamic ones are used; run `thor-policy calibrate`",
+    )
+
+
+def notes_of(scales: Fp8Scales | None) -> tuple[str, ...]:
+    """What diagnostics say of a loaded engine: a measured choice, nothing to mend."""
     layers = scales.layers if scales else ()
     dense = [str(index) for index, ranges in enumerate(layers) if ranges.input.overflows]
     if dense:

@@ -46,6 +46,7 @@ class PipelinedBackend:
         self.device = engine.device
         self.dtype = engine.dtype
         self.notes: tuple[str, ...] = getattr(engine, "notes", ())
+        self.warnings: tuple[str, ...] = getattr(engine, "warnings", ())
         self._engine = engine
         self._beside = _SideStream(self.device) if self.device.type == "cuda" else None
 

@@ -72,7 +72,7 @@ class PyTorchBackend:
     prefill, or the one after it. Stages run in the current CUDA stream.
 
     model: in eval mode, on its device. clock: seconds, times the stages on a CPU.
-    notes: facts about the loaded engine, for diagnostics.
+    notes: facts about the loaded engine, for diagnostics. warnings: what the user should mend.
     """
 
     def __init__(
@@ -81,9 +81,11 @@ class PyTorchBackend:
         model: Pi05,
         clock: Callable[[], float] = time.perf_counter,
         notes: tuple[str, ...] = (),
+        warnings: tuple[str, ...] = (),
     ) -> None:
         self.spec = spec
         self.notes = notes
+        self.warnings = warnings
         self.device = model.action_in_proj.weight.device
         self.dtype = model.dtype
         self._model: Pi05 | None = model

@@ -190,6 +190,7 @@ def _entry(
         "backend": asdict(spec),
         "dtype": dtype.removeprefix("torch."),
         "notes": list(getattr(contender.backend, "notes", ())),
+        "warnings": list(getattr(contender.backend, "warnings", ())),
         "stages_ms": stage_quantiles(rows),
         "speedup": speedup(reference, rows, min(spec.reuse_every, len(rows))),
     }

@@ -101,6 +101,7 @@ class InferenceThread:
                 else:
                     work = partial(self._serve, self._take_tick())
             work()
+            del work  # with its future's result or error, which may hold a model
 
     def _has_work(self) -> bool:
         ticking = self._on_tick is not None and self._ticks > self._served

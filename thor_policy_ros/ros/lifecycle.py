@@ -147,4 +147,8 @@ async def finished_elsewhere(executor: Executor, future: Any) -> Any:
 
     future.add_done_callback(wake)
     await done
-    return future.result()
+    try:
+        return future.result()
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # they may hold a model, and form a cycle
+        raise

@@ -9,10 +9,12 @@ chunk executor holds, then stops.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from inspect import CORO_CREATED, getcoroutinestate
 from typing import TYPE_CHECKING, Any
 
 from rclpy.executors import Executor
+from rclpy.task import Task
 
 from thor_policy_ros.backends.registry import spec_of
 from thor_policy_ros.ros.frame_loop import FrameLoop
@@ -69,6 +71,7 @@ class LiveSwitch:
         self._abandoned = threading.Event()
         self._loader: InferenceThread | None = None
         self._loading = False
+        self._begun: tuple[Task, Coroutine[Any, Any, None]] | None = None
 
     def request(self, name: str) -> None:
         """Replaces every request before."""
@@ -85,6 +88,7 @@ class LiveSwitch:
         """Returns what runs, for the node to free; a load under way is freed when it ends."""
         self._abandoned.set()
         loaded, self.loaded = self.loaded, None
+        self._forget_what_waits()
         self._end_loader()
         return loaded
 
@@ -96,13 +100,22 @@ class LiveSwitch:
         while (step := self.state.next_step()) is not None:
             if isinstance(step, Load):
                 self._loading = True
-                self._executor.create_task(self._run_load, step.name)
+                steps = self._run_load(step.name)
+                self._begun = self._executor.create_task(steps), steps
             elif self.loaded is not None:
                 self._respec(self.loaded.policy)
                 self.switches += 1
         if self.state.lost:
             reason = f"backend: none could be loaded: {self.state.failure}"
             self._inference.call(lambda: self._loop.pause(reason))
+
+    def _forget_what_waits(self) -> None:
+        """A load that the executor has not begun never begins: the executor may spin no more."""
+        if self._begun is not None and getcoroutinestate(self._begun[1]) == CORO_CREATED:
+            task, steps = self._begun
+            task.cancel()
+            steps.close()
+            self._loading = False
 
     def _end_loader(self) -> None:
         if self._loader is not None and not self._loading:

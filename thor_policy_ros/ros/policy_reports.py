@@ -59,8 +59,9 @@ def backend_report(switch: LiveSwitch | None) -> Report:
     if loaded is not None:
         report.values["reuse_every"] = loaded.policy.spec.reuse_every
         _add_verification(report, loaded.verification)
-        for note in getattr(loaded.policy.backend, "notes", ()):
-            report.note(WARN, note)
+        report.values["notes"] = "; ".join(getattr(loaded.policy.backend, "notes", ()))
+        for warning in getattr(loaded.policy.backend, "warnings", ()):
+            report.note(WARN, warning)
     return report
 
 
