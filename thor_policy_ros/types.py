@@ -151,7 +151,8 @@ class StepResult:
 class BackendSpec:
     """One row of the registry: a point on engine x mlp x scale x reuse x pipelined.
 
-    mlp: 'dense' is the model's own dtype; 'fp8_hybrid' is gate and up in FP8 E4M3.
+    mlp: 'dense' is the model's own dtype; 'fp8_hybrid' is gate and up in FP8 E4M3; 'fp8' is every
+    product of vision tower, prefix and expert.
     fp8_scale: 'static' (calibrated) or 'dynamic' where the MLP is in FP8, else ''.
     reuse_every: refill the prefix every N ticks; 1 is no reuse.
     pipelined: the prefix of a frame is computed while the frame before is denoised.

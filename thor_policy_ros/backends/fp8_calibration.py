@@ -1,4 +1,4 @@
-"""Measures how large the activations of the prefix's MLPs get while a backend runs."""
+"""Measures how large the inputs of vision's and prefix's products get while a backend runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from thor_policy_ros.backends.fp8_scales import LayerRanges, Range
+from thor_policy_ros.backends.fused_weights import quantisable
 from thor_policy_ros.model.gemma import Mlp
 from thor_policy_ros.model.pi05 import Pi05
 
@@ -29,6 +30,8 @@ class ActivationRanges:
     def __init__(self, model: Pi05) -> None:
         self._mlps: list[Mlp] = [layer.mlp for layer in list(model.language.layers)[:-1]]  # type: ignore[misc]
         self._seen = [_Seen() for _ in self._mlps]
+        self._products = dict(quantisable(model))
+        self._inputs: dict[str, list[Tensor]] = {name: [] for name in self._products}
 
     @property
     def frames(self) -> int:
@@ -42,6 +45,10 @@ class ActivationRanges:
             module.register_forward_pre_hook(_keeps_absmax(seen))
             for mlp, layer in zip(self._mlps, self._seen, strict=True)
             for module, seen in ((mlp, layer.input), (mlp.down_proj, layer.hidden))
+        ]
+        handles += [
+            product.register_forward_pre_hook(_keeps_absmax(self._inputs[name]))
+            for name, product in self._products.items()
         ]
         try:
             yield
@@ -57,6 +64,12 @@ class ActivationRanges:
             LayerRanges(_range(seen.input, percentile), _range(seen.hidden, percentile))
             for seen in self._seen
         )
+
+    def inputs(self, percentile: float) -> dict[str, Range]:
+        """By the name of each product of vision and prefix; ValueError before any frame."""
+        if not all(self._inputs.values()):
+            raise ValueError("a calibration wants at least 1 frame, got none")
+        return {name: _range(seen, percentile) for name, seen in self._inputs.items()}
 
 
 def _keeps_absmax(seen: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,15 @@ class LayerRanges:
 @dataclass(frozen=True)
 class Fp8Scales:
     """One calibration. checkpoint: hash of the weights. layers: from the first on; the last
-    prefix layer's MLP is never computed and has none."""
+    prefix layer's MLP is never computed and has none. inputs: what the other engine in FP8 wants,
+    the input of each product of vision and prefix by its module's name; {} in an older file."""
 
     checkpoint: str
     percentile: float
     frames: int
     source: str
     layers: tuple[LayerRanges, ...]
+    inputs: Mapping[str, Range] = field(default_factory=dict)
 
 
 def scales_path(folder: Path | str, checkpoint: str) -> Path:
@@ -109,4 +111,5 @@ def _from_json(data: Mapping[str, Any]) -> Fp8Scales:
         int(data["frames"]),
         str(data["source"]),
         layers,
+        {name: Range(**seen) for name, seen in data.get("inputs", {}).items()},
     )

@@ -51,6 +51,10 @@ ENGINES: dict[str, Engine] = {
         "thor_policy_ros.backends.fused",
         "Triton kernels and CUDA graphs; on a CPU the same sequence in torch",
     ),
+    "fused_fp8": Engine(
+        "thor_policy_ros.backends.fused_fp8",
+        "fused with vision tower, prefix and the expert's weights in FP8",
+    ),
 }
 
 # A bare name of an engine with reuse refills the prefix every 2nd tick; `_freq1` never reuses.
@@ -69,6 +73,10 @@ BACKENDS: dict[str, BackendSpec] = {
         BackendSpec("fused_freq2", "fused", reuse_every=2),
         BackendSpec("fused_freq3", "fused", reuse_every=3),
         BackendSpec("fused_pipelined", "fused", pipelined=True),
+        BackendSpec("fused_fp8", "fused_fp8", "fp8", "static", reuse_every=2),
+        BackendSpec("fused_fp8_freq1", "fused_fp8", "fp8", "static", reuse_every=1),
+        BackendSpec("fused_fp8_freq2", "fused_fp8", "fp8", "static", reuse_every=2),
+        BackendSpec("fused_fp8_freq3", "fused_fp8", "fp8", "static", reuse_every=3),
     )
 }
 

@@ -129,6 +129,7 @@ def calibrate(subject: Subject, device: torch.device) -> None:
             frames=len(CALIBRATION_SEEDS),
             source="random images and tokens of bench",
             layers=ranges.layers(PERCENTILE),
+            inputs=ranges.inputs(PERCENTILE),
         )
     write_scales(subject.folder, scales)
 

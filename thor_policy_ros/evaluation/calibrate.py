@@ -1,4 +1,5 @@
-"""Measure a checkpoint's activations, and store the FP8 scales that `fp8_mlp` uses.
+"""Measure a checkpoint's activations, and store the FP8 scales that `fp8_mlp` and
+`fused_fp8` use.
 
 Runs the policy densely on recorded observations (--recorded), or in closed loop on the simulated
 arm, keeps a high percentile over the frames of each layer's largest activation, and writes it
@@ -88,9 +89,9 @@ def calibrate(
         else:
             for observation in read_observations(frames.recorded):
                 policy.backend.prefill(policy.preprocess(observation), observation.stamp_s)
-    layers = ranges.layers(percentile)
     digest = checkpoint_hash(checkpoint)
-    return Fp8Scales(digest, percentile, ranges.frames, frames.source, layers)
+    found = ranges.layers(percentile), ranges.inputs(percentile)
+    return Fp8Scales(digest, percentile, ranges.frames, frames.source, *found)
 
 
 def table_of(scales: Fp8Scales) -> Table:
