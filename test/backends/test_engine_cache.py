@@ -31,6 +31,8 @@ KEY = EngineKey(
     precision="bfloat16",
     part="prefix",
     shapes="P=530",
+    settings="optimization level 2",
+    sources="abc",
 )
 ENGINE = bytes(range(256)) * 9
 

@@ -36,7 +36,8 @@ class EngineKey:
 
     checkpoint: hash of the weights. engine, engine_version: the builder, such as tensorrt 10.13.
     gpu, capability: name and 'sm_110' of the GPU it is for. precision: 'bfloat16'.
-    part: which network. shapes: its sizes, buckets and build options, in words.
+    part: which network. shapes: its sizes and buckets. settings: the builder's, in words.
+    sources: digest of the files that define the networks.
     """
 
     checkpoint: str
@@ -47,6 +48,8 @@ class EngineKey:
     precision: str
     part: str
     shapes: str
+    settings: str
+    sources: str
 
     @property
     def digest(self) -> str:
@@ -100,8 +103,21 @@ class EngineCache:
 
     def find(self, key: EngineKey) -> memoryview | None:
         """The engine of `key`, or None where there is no file; EngineFileError for a bad one."""
+        try:
+            return read_engine(self.path(key), key)
+        except FileNotFoundError:
+            return None
+
+    def discard(self, key: EngineKey) -> None:
+        """Remove the engine of `key`, if there is one, which turned out to be of no use."""
         path = self.path(key)
-        return read_engine(path, key) if path.is_file() else None
+        with _locked(path.with_suffix(LOCK)):
+            path.unlink(missing_ok=True)
+
+    def touch(self, key: EngineKey) -> None:
+        """Count the engine as used just now, if it is still there."""
+        with suppress(FileNotFoundError):
+            os.utime(self.path(key))
 
     def size_bytes(self) -> int:
         """Bytes of all engines in the folder."""

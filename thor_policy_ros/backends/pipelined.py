@@ -57,6 +57,7 @@ class PipelinedBackend:
             with torch.cuda.stream(self._beside.stream):
                 self._engine.warmup()
             torch.cuda.synchronize(self.device)
+        self.warnings = getattr(self._engine, "warnings", ())
 
     def prefill(self, inputs: ModelInputs, observed_at_s: float) -> PrefixKV:
         """Launch the prefix of `inputs`; valid until the prefill after the next."""

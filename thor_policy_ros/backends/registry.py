@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from thor_policy_ros.model.config import Pi05Config
-from thor_policy_ros.types import Backend, BackendSpec, BackendUnavailableError
+from thor_policy_ros.types import Backend, BackendSpec, BackendUnavailableError, EngineOptions
 
 if TYPE_CHECKING:
     import torch
 
 
 class Engine(NamedTuple):
-    """Where an engine lives, an `EngineModule`, and what it is in one line."""
+    """Where an engine lives, an `EngineModule`, and what it is in one line.
+
+    takes_options: whether its `load` has a last parameter `options: EngineOptions`.
+    """
 
     module: str
     summary: str
+    takes_options: bool = False
 
 
 class EngineModule(Protocol):
@@ -34,8 +38,10 @@ class EngineModule(Protocol):
         config: Pi05Config,
         device: torch.device | str | None,
         dtype: torch.dtype | str | None,
+        **options: EngineOptions,
     ) -> Backend:
-        """See `create_backend`. A pipelined spec wants a `pipelined.TwoSlots`."""
+        """See `create_backend`. A pipelined spec wants a `pipelined.TwoSlots`. options: one of
+        that name, where the row of the engine says that it takes it."""
         ...
 
 
@@ -46,6 +52,11 @@ ENGINES: dict[str, Engine] = {
     "fp8_mlp": Engine(
         "thor_policy_ros.backends.fp8_mlp",
         "PyTorch in bfloat16 with gate and up of the prefix's MLPs in FP8",
+    ),
+    "tensorrt": Engine(
+        "thor_policy_ros.backends.tensorrt",
+        "three TensorRT engines (vision, prefix, denoise step), built once and kept",
+        takes_options=True,
     ),
     "fused": Engine(
         "thor_policy_ros.backends.fused",
@@ -63,6 +74,8 @@ BACKENDS: dict[str, BackendSpec] = {
     for spec in (
         BackendSpec("pytorch", "pytorch"),
         BackendSpec("pytorch_pipelined", "pytorch", pipelined=True),
+        BackendSpec("tensorrt", "tensorrt"),
+        BackendSpec("tensorrt_pipelined", "tensorrt", pipelined=True),
         BackendSpec("fp8_mlp", "fp8_mlp", "fp8_hybrid", "static", reuse_every=2),
         BackendSpec("fp8_mlp_freq1", "fp8_mlp", "fp8_hybrid", "static", reuse_every=1),
         BackendSpec("fp8_mlp_freq2", "fp8_mlp", "fp8_hybrid", "static", reuse_every=2),
@@ -99,12 +112,14 @@ def create_backend(
     config: Pi05Config,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
+    options: EngineOptions | None = None,
 ) -> Backend:
     """Load `checkpoint` into the named backend; it is not warmed up yet.
 
     device: None takes CUDA where there is one, else the CPU. dtype: None takes bfloat16 on
-    CUDA and float32 on the CPU. Raises ValueError for an unknown name, BackendUnavailableError
-    saying what is missing here, CheckpointError for weights that do not fit.
+    CUDA and float32 on the CPU. options: of engines that are built; None for the defaults.
+    Raises ValueError for an unknown name, BackendUnavailableError saying what is missing here,
+    CheckpointError for weights that do not fit.
     """
     spec = spec_of(name)
     missing = availability(name)
@@ -112,7 +127,8 @@ def create_backend(
         raise BackendUnavailableError(
             f"backend {name!r} cannot run here; missing: {'; '.join(missing)}"
         )
-    engine = _engine_module(spec).load(spec, checkpoint, config, device, dtype)
+    chosen = {"options": options} if options and ENGINES[spec.engine].takes_options else {}
+    engine = _engine_module(spec).load(spec, checkpoint, config, device, dtype, **chosen)
     return _pipelined(engine) if spec.pipelined else engine
 
 

@@ -22,6 +22,9 @@ DEFAULT_LEVEL = 2
 Bucket = Mapping[str, tuple[int, ...]]
 """Shapes of the inputs whose size is open, by name: one bucket is one optimisation profile."""
 
+Say = Callable[[str, float], None]
+"""(what is being done, how much of the whole is done: 0 to 1)"""
+
 
 class EngineBuildError(RuntimeError):
     """TensorRT built no engine; the message holds what its logger said."""
@@ -79,13 +82,15 @@ def build_engine(
     define: Callable[[TensorRTOps], None],
     buckets: Sequence[Bucket],
     settings: BuildSettings,
+    say: Say = lambda doing, done: None,
 ) -> BuiltEngine:
     """Build the network that `define` adds to its argument, for every one of `buckets`.
 
+    say: called by any thread of the builder.
     `trt_module.lacking_target` must have found the target possible. Raises EngineBuildError.
     """
     api = tensorrt.api
-    logger = _collecting_logger(api)
+    logger = collecting_logger(api)
     builder = api.Builder(logger)
     network = builder.create_network(_creation_flags(api))
     ops = TensorRTOps(api, network)
@@ -94,12 +99,14 @@ def build_engine(
     except (TypeError, ValueError) as error:
         raise EngineBuildError(f"{error}; TensorRT said: {logger.text()}") from error
     config = _builder_config(api, builder, settings)
+    monitor = config.progress_monitor = progress_monitor(api, say)
     for bucket in buckets:
         config.add_optimization_profile(_profile(builder, bucket))
     facts = _facts(network, ops.weight_bytes, buckets)
     begun = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - begun
+    del monitor  # it has to outlive the build
     if plan is None:
         raise EngineBuildError(f"TensorRT {tensorrt.version} built no engine: {logger.text()}")
     return BuiltEngine(memoryview(plan), facts, seconds, tuple(logger.warnings))
@@ -116,6 +123,9 @@ def _builder_config(api: Any, builder: Any, settings: BuildSettings) -> Any:
     config.clear_flag(api.BuilderFlag.TF32)  # what is float32 is so for its precision
     config.builder_optimization_level = settings.optimization_level
     config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
+    if hasattr(api.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # Without it tensorrt_rtx allocates while it runs, which a CUDA graph cannot hold.
+        config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if settings.target != CURRENT and hasattr(api, "ComputeCapability"):
         config.num_compute_capabilities = 1
         capability = getattr(api.ComputeCapability, settings.target.replace("sm_", "SM"))
@@ -151,7 +161,33 @@ def _spec(tensor: Any) -> TensorSpec:
     return TensorSpec(tensor.name, tensor.dtype.name, tuple(tensor.shape))
 
 
-def _collecting_logger(api: Any) -> Any:
+def progress_monitor(api: Any, say: Say) -> Any:
+    """An IProgressMonitor that tells of each phase directly below the outermost one."""
+
+    class Progress(api.IProgressMonitor):
+        def __init__(self) -> None:
+            api.IProgressMonitor.__init__(self)
+            self.outermost, self.steps, self.done = "", 1, 0.0
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self.outermost, self.steps, self.done = phase_name, max(num_steps, 1), 0.0
+            elif parent_phase == self.outermost:
+                say(phase_name, self.done)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name == self.outermost:
+                self.done = min((step + 1) / self.steps, 1.0)
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            if phase_name == self.outermost:
+                say(phase_name, 1.0)
+
+    return Progress()
+
+
+def collecting_logger(api: Any) -> Any:
     """A logger that keeps errors and warnings for the one who asked for the engine."""
 
     class CollectingLogger(api.ILogger):

@@ -19,7 +19,15 @@ from thor_policy_ros.model.norm_stats import load_norm_stats
 from thor_policy_ros.model.tokenizer import PromptTokenizer, find_tokenizer
 from thor_policy_ros.model.transforms import Preprocessor
 from thor_policy_ros.runtime.policy_runner import PolicyRunner
-from thor_policy_ros.types import F32, ActionChunk, Backend, BackendSpec, ModelInputs, Observation
+from thor_policy_ros.types import (
+    F32,
+    ActionChunk,
+    Backend,
+    BackendSpec,
+    EngineOptions,
+    ModelInputs,
+    Observation,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +50,7 @@ class UnifiedPolicy:
     dtype: 'float32', 'bfloat16' or the torch dtypes; None is bfloat16 on CUDA, else float32.
     tokenizer: sentencepiece file; None where it is in the folder or in openpi's cache.
     clock: seconds, for stage timing.
+    engine_options: of engines that are built before they run; None for the defaults.
     """
 
     def __init__(
@@ -54,6 +63,7 @@ class UnifiedPolicy:
         dtype: torch.dtype | str | None = None,
         tokenizer: Path | str | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        engine_options: EngineOptions | None = None,
     ) -> None:
         self.spec: BackendSpec = spec_of(backend)
         self.config = load_policy_config(checkpoint, config)
@@ -63,7 +73,7 @@ class UnifiedPolicy:
             PromptTokenizer(find_tokenizer(checkpoint, tokenizer)),
         )
         self.backend: Backend = create_backend(
-            backend, checkpoint, self.config.model, device, dtype
+            backend, checkpoint, self.config.model, device, dtype, engine_options
         )
         self._runner = PolicyRunner(self, None, clock)
 

@@ -1,0 +1,133 @@
+"""Backend `tensorrt`: pi0.5 as three TensorRT engines, found in the engine cache or built into it.
+
+What runs them is `trt_backend`; how a network is written, built and kept is in the other `trt_`
+modules. One code path serves the packages tensorrt (10.13 to 11.x) and tensorrt_rtx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from thor_policy_ros.backends.engine_cache import EngineCache
+from thor_policy_ros.backends.pytorch import checked_device, checked_dtype
+from thor_policy_ros.backends.trt_backend import Engines, TensorRTBackend
+from thor_policy_ros.backends.trt_engines import (
+    EngineRequest,
+    Obtained,
+    cache_of,
+    obtain,
+    present_capability,
+    requests_for,
+    target_of,
+)
+from thor_policy_ros.backends.trt_execution import (
+    DeviceEngine,
+    EngineRefusedError,
+    TensorRTEngine,
+    WorkingMemory,
+)
+from thor_policy_ros.backends.trt_module import (
+    CURRENT,
+    TensorRT,
+    import_tensorrt,
+    lacking_target,
+    lacking_tensorrt,
+)
+from thor_policy_ros.backends.trt_parts import in_no_engine
+from thor_policy_ros.backends.trt_weights import checkpoint_weights
+from thor_policy_ros.model.config import Pi05Config
+from thor_policy_ros.types import BackendSpec, BackendUnavailableError, EngineOptions
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An engine on the device, and where it came from."""
+
+    engine: DeviceEngine
+    obtained: Obtained
+
+
+def missing() -> tuple[str, ...]:
+    """The package, a GPU, and one that the package knows."""
+    lacking = [lacking_tensorrt()]
+    if not torch.cuda.is_available():
+        lacking.append(f"a CUDA GPU (torch {torch.__version__} sees none)")
+    elif not lacking[0]:
+        lacking.append(lacking_target(import_tensorrt(), CURRENT, present_capability()))
+    return tuple(filter(None, lacking))
+
+
+def load(
+    spec: BackendSpec,
+    checkpoint: Path | str,
+    config: Pi05Config,
+    device: torch.device | str | None,
+    dtype: torch.dtype | str | None,
+    options: EngineOptions = EngineOptions(),  # noqa: B008 (frozen)
+) -> TensorRTBackend:
+    """See `registry.create_backend`. Engines that the cache lacks are built first, which takes
+    minutes: `thor-policy build` does it ahead."""
+    target_device = checked_device(device)
+    if target_device.type != "cuda":
+        raise BackendUnavailableError(
+            f"backend {spec.name!r} wants a CUDA device (device is {str(target_device)!r})"
+        )
+    kind = checked_dtype(dtype, target_device)
+    tensorrt = import_tensorrt()
+    weights = checkpoint_weights(checkpoint, config)
+    with torch.cuda.device(target_device):
+        target = target_of(tensorrt, CURRENT)
+        requests = requests_for(tensorrt, weights, kind, target, options.tensorrt_level)
+        cache = cache_of(options)
+        loaded = {name: load_engine(tensorrt, r, cache) for name, r in requests.items()}
+        on_gpu = {name: part.engine for name, part in loaded.items()}
+        engines = on_device(on_gpu, target_device)
+        model = weights.load(in_no_engine, kind, target_device)
+        return TensorRTBackend(
+            spec, model, engines, notes=notes_of(tensorrt, options, cache, loaded)
+        )
+
+
+def on_device(engines: Mapping[str, DeviceEngine], device: torch.device) -> Engines:
+    """Vision and prefix run one after the other and share memory; denoising has its own, since a
+    pipelined backend runs it beside them."""
+    before = WorkingMemory([engines["vision"], engines["prefix"]], device)
+    return Engines(
+        TensorRTEngine(engines["vision"], before, device),
+        TensorRTEngine(engines["prefix"], before, device),
+        TensorRTEngine(engines["denoise"], WorkingMemory([engines["denoise"]], device), device),
+    )
+
+
+def load_engine(tensorrt: TensorRT, request: EngineRequest, cache: EngineCache) -> Loaded:
+    """Find or build an engine and load it. One that TensorRT refuses, though the file is whole, is
+    named, dropped and built again; EngineRefusedError where that one is refused too."""
+    obtained = obtain(request, cache)
+    try:
+        return Loaded(DeviceEngine(tensorrt, obtained.engine, request.part), obtained)
+    except EngineRefusedError as error:
+        if obtained.built:
+            raise
+        refused = f"{obtained.path}: {error}"
+    cache.discard(request.key)
+    again = replace(obtain(request, cache), replaced=refused)
+    return Loaded(DeviceEngine(tensorrt, again.engine, request.part), again)
+
+
+def notes_of(
+    tensorrt: TensorRT, options: EngineOptions, cache: EngineCache, loaded: Mapping[str, Loaded]
+) -> tuple[str, ...]:
+    """What diagnostics should say of the loaded engines."""
+    parts = ", ".join(
+        f"{name} {'built' if part.obtained.built else 'found'}" for name, part in loaded.items()
+    )
+    replaced = [part.obtained.replaced for part in loaded.values() if part.obtained.replaced]
+    return (
+        f"{tensorrt.flavour} {tensorrt.version}, optimization level {options.tensorrt_level}",
+        f"engines in {cache.folder}: {parts}",
+        *(f"replaced an engine file: {fault}" for fault in replaced),
+    )
