@@ -124,6 +124,15 @@ class TestObjects:
         arm.advance(3.0)
         np.testing.assert_allclose(arm.objects(), before, atol=1e-3)
 
+    def test_an_object_may_be_put_elsewhere_and_stays_there(self, arm):
+        arm.reset(4, 0.0)
+        before, picture = arm.objects(), arm.images()["base_0_rgb"]
+        arm.move_object(1, before[1, :2] + (0.03, -0.02))
+        assert not np.array_equal(arm.images()["base_0_rgb"], picture)
+        arm.advance(0.5)
+        expected = before + np.array([[0, 0, 0], [0.03, -0.02, 0], [0, 0, 0]])
+        np.testing.assert_allclose(arm.objects(), expected, atol=1e-3)
+
     def test_an_object_stops_the_tool(self, arm):
         arm.reset(5, 0.0)
         x, y, _ = arm.objects()[0]

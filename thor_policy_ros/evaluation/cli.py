@@ -45,6 +45,11 @@ COMMANDS = (
         "check that a backend is the policy, against the float32 reference",
     ),
     Command(
+        "build",
+        "thor_policy_ros.evaluation.build_engines",
+        "build a checkpoint's TensorRT engines ahead of time",
+    ),
+    Command(
         "calibrate",
         "thor_policy_ros.evaluation.calibrate",
         "measure activations for the FP8 scales of a checkpoint",
@@ -60,6 +65,11 @@ COMMANDS = (
         "success and smoothness against added latency, for each way of blending chunks",
     ),
     Command(
+        "reuse-study",
+        "thor_policy_ros.evaluation.reuse_study",
+        "what reusing the prefix costs and saves on the simulated arm",
+    ),
+    Command(
         "train-demo",
         "thor_policy_ros.evaluation.train_demo",
         "train the demo's policy from nothing: expert data, training, checkpoint",
@@ -73,6 +83,16 @@ COMMANDS = (
         "roofline",
         "thor_policy_ros.evaluation.roofline",
         "the least time a device needs for a frame, and what bounds it",
+    ),
+    Command(
+        "inspect",
+        "thor_policy_ros.evaluation.inspect",
+        "say what a checkpoint holds, which config fits, and what is missing",
+    ),
+    Command(
+        "convert",
+        "thor_policy_ros.evaluation.convert",
+        "write a checkpoint in openpi's, LeRobot's or the fastest layout",
     ),
     Command(
         "serve",

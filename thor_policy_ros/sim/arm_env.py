@@ -181,6 +181,11 @@ class TabletopArm:
         """f64[3,3]: centres of the objects, m."""
         return self._objects_pose[:, :3] + (0.0, 0.0, scene.OBJECT_RADIUS_M)
 
+    def move_object(self, index: int, place: npt.NDArray[np.floating]) -> None:
+        """Put an object elsewhere on the table at once, float[2], m: to see who notices."""
+        self._objects_pose[index, :2] = place
+        self._update_kinematics()
+
     def velocities(self) -> F64:
         """f64[3,2]: where the objects' own drives take them, m/s; 0 for the held one."""
         velocity = self._drift.velocity
