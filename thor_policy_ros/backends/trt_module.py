@@ -18,6 +18,7 @@ from thor_policy_ros.types import BackendUnavailableError
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 OLDEST = {"tensorrt": (10, 13), "tensorrt_rtx": (1, 4)}
 CURRENT = "current"
+THOR = "sm_110"
 
 
 class TensorRT(NamedTuple):
@@ -79,7 +80,10 @@ def lacking_target(tensorrt: TensorRT, target: str, present: str | None) -> str:
     """Why engines for `target` cannot be built here, or ''.
 
     target: 'current' or 'sm_110'. present: capability of this machine's GPU, None without one.
+    Raises ValueError for anything else.
     """
+    if target != CURRENT and not re.fullmatch(r"sm_\d+", target):
+        raise ValueError(f"wanted target 'current' or a capability as 'sm_110', got {target!r}")
     if target == CURRENT and present is None:
         return (
             "target 'current' wants a CUDA GPU, and torch sees none;"
@@ -92,6 +96,7 @@ def lacking_target(tensorrt: TensorRT, target: str, present: str | None) -> str:
         return (
             f"{tensorrt.flavour} {tensorrt.version} does not build for {wanted};"
             f" {_choices(tensorrt)}, or build with the package tensorrt on a GPU of {wanted}"
+            f"{' (JetPack brings it to Jetson Thor)' if wanted == THOR else ''}"
         )
     if wanted != present:
         return (
