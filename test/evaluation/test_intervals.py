@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thor_policy_ros.evaluation.intervals import Z_95, wilson_interval
+from thor_policy_ros.evaluation.intervals import Z_95, mcnemar_exact, wilson_interval
 
 
 def test_published_values() -> None:
@@ -33,3 +34,19 @@ def test_no_trials_know_nothing_and_impossible_counts_are_refused() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
     with pytest.raises(ValueError, match="got 3 of 2"):
         wilson_interval(3, 2)
+
+
+def test_mcnemar_against_published_and_enumerated_values() -> None:
+    # Fagerland, Lydersen and Laake 2013, BMC Medical Research Methodology 13:91, table 2: 1 and 7
+    assert mcnemar_exact(1, 7) == mcnemar_exact(7, 1) == pytest.approx(0.0703, abs=5e-5)
+    assert mcnemar_exact(0, 0) == mcnemar_exact(4, 4) == 1.0
+    assert mcnemar_exact(0, 5) == pytest.approx(2 / 32)
+    with pytest.raises(ValueError, match="got -1 and 2"):
+        mcnemar_exact(-1, 2)
+
+
+@given(st.integers(0, 8), st.integers(0, 8))
+def test_mcnemar_is_the_share_of_splits_as_uneven(first: int, second: int) -> None:
+    splits = list(itertools.product((0, 1), repeat=first + second))
+    uneven = [s for s in splits if abs(2 * sum(s) - len(s)) >= abs(first - second)]
+    assert mcnemar_exact(first, second) == pytest.approx(len(uneven) / len(splits))

@@ -1,4 +1,4 @@
-"""Confidence intervals for success rates."""
+"""Confidence intervals for success rates, and whether two of them differ."""
 
 from __future__ import annotations
 
@@ -23,3 +23,14 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
     scale = 1 + z * z / trials
     low, high = (centre - spread) / scale, (centre + spread) / scale
     return max(0.0, low) if successes else 0.0, min(1.0, high) if successes < trials else 1.0
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """McNemar's exact test, two-sided: the probability of a split of the pairs with one success
+    that is at least as uneven, were either side equally likely. No such pair: 1.
+    """
+    if min(only_first, only_second) < 0:
+        raise ValueError(f"wanted counts of at least 0, got {only_first} and {only_second}")
+    trials, fewer = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(trials, k) for k in range(fewer + 1))
+    return min(1.0, 2.0 * tail / 2.0**trials)

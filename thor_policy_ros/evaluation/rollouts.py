@@ -1,7 +1,8 @@
 """`thor-policy rollouts`: closed-loop success of a checkpoint on the simulated arm.
 
 Episodes run in worker processes of one torch thread each; every episode follows from its
-seed, so the number of workers changes nothing but the time taken.
+seed, so the number of workers changes nothing but the time taken. With --compare each backend
+plays the same scenes with the same noise, under every --speed, and is judged in pairs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -138,7 +139,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the policy is told; success always means the object that was intended",
     )  # fmt: skip
     parser.add_argument("--images", choices=IMAGES, default="normal")
-    parser.add_argument("--speed", type=float, default=0.12, help="of the objects, m/s")
+    parser.add_argument(
+        "--speed", type=float, nargs="+", default=[0.12],
+        help="of the objects, m/s; several of them with --compare",
+    )  # fmt: skip
     parser.add_argument("--num-steps", type=_positive, default=3, help="denoise steps")
     parser.add_argument("--seed", type=int, default=0, help="other seeds, other scenes")
     parser.add_argument(
@@ -151,46 +155,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1)
     parser.add_argument("--checkpoint", default="checkpoints/demo")
     parser.add_argument("--backend", default="pytorch")
+    parser.add_argument(
+        "--compare", nargs="+", metavar="BACKEND", help="play the same scenes with these too"
+    )
     parser.add_argument("--device", default="cpu")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the episodes with a progress bar, print a table, write JSON where asked."""
-    conditions = Conditions(
-        instruction=arguments.instruction,
-        images=arguments.images,
-        speed_m_s=arguments.speed,
-        num_steps=arguments.num_steps,
-        latency_ms=arguments.latency_ms,
-        replan=arguments.replan,
-        seed=arguments.seed,
-    )
-    policy = PolicyChoice(arguments.checkpoint, arguments.backend, arguments.device)
+    if len(arguments.speed) > 1 and not arguments.compare:
+        raise ValueError(f"one --speed without --compare, got {arguments.speed}")
+    conditions = [
+        Conditions(
+            instruction=arguments.instruction,
+            images=arguments.images,
+            speed_m_s=speed,
+            num_steps=arguments.num_steps,
+            latency_ms=arguments.latency_ms,
+            replan=arguments.replan,
+            seed=arguments.seed,
+        )
+        for speed in arguments.speed
+    ]
     with redirect_stdout(sys.stderr if arguments.json == "-" else sys.stdout):
-        console = Console()
-        started = time.perf_counter()
-        records = _with_progress(policy, conditions, arguments, console)
-        result = rollouts_report(policy, conditions, records, time.perf_counter() - started)
-        console.print(report_table(result))
+        run_one = _run_paired if arguments.compare else _run_alone
+        result = run_one(arguments, conditions, Console())
     _write(result, arguments.json)
     return 0
+
+
+def _run_alone(
+    arguments: argparse.Namespace, conditions: Sequence[Conditions], console: Console
+) -> dict[str, Any]:
+    policy = PolicyChoice(arguments.checkpoint, arguments.backend, arguments.device)
+    started = time.perf_counter()
+    records = _with_progress(policy, conditions[0], arguments, console)
+    result = rollouts_report(policy, conditions[0], records, time.perf_counter() - started)
+    console.print(report_table(result))
+    return result
+
+
+def _run_paired(
+    arguments: argparse.Namespace, conditions: Sequence[Conditions], console: Console
+) -> dict[str, Any]:
+    from thor_policy_ros.evaluation.paired_success import paired_report, paired_table
+
+    names = dict.fromkeys((arguments.backend, *arguments.compare))
+    policies = [PolicyChoice(arguments.checkpoint, name, arguments.device) for name in names]
+    if len(policies) < 2:
+        raise ValueError(f"--compare wants another backend than {arguments.backend!r}")
+    started = time.perf_counter()
+    result = paired_report(
+        policies,
+        conditions,
+        lambda policy, condition: _with_progress(policy, condition, arguments, console),
+    )
+    console.print(paired_table(result))
+    return {**result, "wall_s": round(time.perf_counter() - started, 1)}
 
 
 def rollouts_report(
     policy: PolicyChoice, conditions: Conditions, records: list[EpisodeRecord], seconds: float
 ) -> dict[str, Any]:
     """Settings, engine, versions, results and every episode, as plain JSON data."""
-    import torch
-
-    from thor_policy_ros.backends.pytorch import checked_dtype
-    from thor_policy_ros.backends.registry import spec_of
-
     return {
         "settings": {**asdict(conditions), "episodes": len(records)},
         "checkpoint": policy.checkpoint,
-        "backend": asdict(spec_of(policy.backend)),
-        "device": policy.device,
-        "dtype": str(checked_dtype(None, torch.device(policy.device))).removeprefix("torch."),
+        **backend_facts(policy),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "mujoco", "numpy")},
@@ -199,6 +230,20 @@ def rollouts_report(
         "wall_s": round(seconds, 1),
         **summary(records),
         "failures": [asdict(r) for r in records if not r.success][:50],
+    }
+
+
+def backend_facts(policy: PolicyChoice) -> dict[str, Any]:
+    """The row of the registry, and where and how precisely it ran."""
+    import torch
+
+    from thor_policy_ros.backends.pytorch import checked_dtype
+    from thor_policy_ros.backends.registry import spec_of
+
+    return {
+        "backend": asdict(spec_of(policy.backend)),
+        "device": policy.device,
+        "dtype": str(checked_dtype(None, torch.device(policy.device))).removeprefix("torch."),
     }
 
 
