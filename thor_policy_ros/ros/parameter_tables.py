@@ -133,6 +133,29 @@ POLICY = (
         choices=("", "float32", "bfloat16"),
     ),
     ParameterRow(
+        "tensorrt_optimization_level",
+        "int",
+        2,
+        "Builder level of the tensorrt engines, 0 (quick to build) to 5; above 2 the builder "
+        "crashed on Jetson Thor. Each level has engines of its own",
+        bounds=(0, 5),
+    ),
+    ParameterRow(
+        "engine_cache_dir",
+        "string",
+        "",
+        "Folder of built engines; empty: ~/.cache/thor_policy_ros/engines. `thor-policy build` "
+        "fills it ahead of time",
+    ),
+    ParameterRow(
+        "engine_cache_limit",
+        "double",
+        64.0,
+        "Room for built engines; above it the least recently used are removed",
+        "GiB",
+        bounds=(0.1, 10_000.0),
+    ),
+    ParameterRow(
         "cpu_threads",
         "int",
         0,

@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thor_policy_ros.ros.parameters import NodeParameters
-from thor_policy_ros.types import Observation, Verification, VerificationFailedError
+from thor_policy_ros.types import (
+    EngineOptions,
+    Observation,
+    Verification,
+    VerificationFailedError,
+)
 
 if TYPE_CHECKING:
     from thor_policy_ros.model.config import PolicyConfig
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from thor_policy_ros.runtime.verification import ReferenceFrame
 
 Say = Callable[[str], None]
+DEFAULT_ENGINES = EngineOptions()
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class LoadRequest:
     num_steps: int
     observations: int = 3
     report_dir: str = ""
+    engine_options: EngineOptions = DEFAULT_ENGINES
 
     @staticmethod
     def of(parameters: NodeParameters) -> LoadRequest:
@@ -61,6 +68,11 @@ class LoadRequest:
             num_steps=parameters["num_denoise_steps"],
             observations=parameters["verification_observations"],
             report_dir=parameters["verification_report_dir"],
+            engine_options=EngineOptions(
+                tensorrt_level=parameters["tensorrt_optimization_level"],
+                cache_dir=parameters["engine_cache_dir"],
+                cache_limit_gib=parameters["engine_cache_limit"],
+            ),
         )
 
 
@@ -204,6 +216,7 @@ def _open(request: LoadRequest, backend: str, dtype: str) -> UnifiedPolicy:
         tokenizer=request.tokenizer or None,
         device=request.device or None,
         dtype=dtype or None,
+        engine_options=request.engine_options,
     )
 
 
