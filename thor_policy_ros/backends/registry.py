@@ -58,6 +58,11 @@ ENGINES: dict[str, Engine] = {
         "three TensorRT engines (vision, prefix, denoise step), built once and kept",
         takes_options=True,
     ),
+    "torch_trt": Engine(
+        "thor_policy_ros.backends.torch_trt",
+        "Torch-TensorRT: vision, prefix and denoise step as one exported graph each",
+        takes_options=True,
+    ),
     "fused": Engine(
         "thor_policy_ros.backends.fused",
         "Triton kernels and CUDA graphs; on a CPU the same sequence in torch",
@@ -81,6 +86,10 @@ BACKENDS: dict[str, BackendSpec] = {
         BackendSpec("fp8_mlp_freq2", "fp8_mlp", "fp8_hybrid", "static", reuse_every=2),
         BackendSpec("fp8_mlp_freq3", "fp8_mlp", "fp8_hybrid", "static", reuse_every=3),
         BackendSpec("fp8_mlp_dynamic", "fp8_mlp", "fp8_hybrid", "dynamic", reuse_every=2),
+        BackendSpec("torch_trt", "torch_trt", reuse_every=2),
+        BackendSpec("torch_trt_freq1", "torch_trt", reuse_every=1),
+        BackendSpec("torch_trt_freq2", "torch_trt", reuse_every=2),
+        BackendSpec("torch_trt_freq3", "torch_trt", reuse_every=3),
         BackendSpec("fused", "fused", reuse_every=2),
         BackendSpec("fused_freq1", "fused", reuse_every=1),
         BackendSpec("fused_freq2", "fused", reuse_every=2),

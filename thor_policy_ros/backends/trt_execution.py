@@ -99,12 +99,22 @@ class DeviceEngine:
 
 
 class TensorRTEngine:
-    """A `RunningEngine` on TensorRT. One thread uses it."""
+    """A `RunningEngine` on TensorRT. One thread uses it.
 
-    def __init__(self, loaded: DeviceEngine, memory: WorkingMemory, device: torch.device) -> None:
+    one_profile: whether the engine's only optimisation profile serves every bucket.
+    """
+
+    def __init__(
+        self,
+        loaded: DeviceEngine,
+        memory: WorkingMemory,
+        device: torch.device,
+        one_profile: bool = False,
+    ) -> None:
         self._loaded = loaded
         self._memory = memory
         self._device = device
+        self._one_profile = one_profile
         self._contexts: dict[int, Any] = {}
 
     def launch(self, bucket: int, tensors: Mapping[str, Tensor]) -> None:
@@ -128,7 +138,8 @@ class TensorRTEngine:
         """A context whose shapes are the bucket's."""
         self._check(tensors)
         context = self._loaded.new_context()
-        if not context.set_optimization_profile_async(bucket, stream_handle(self._device)):
+        profile = 0 if self._one_profile else bucket
+        if not context.set_optimization_profile_async(profile, stream_handle(self._device)):
             raise self._loaded.error(f"has no bucket {bucket}")
         for name, is_input in self._loaded.names.items():
             if is_input and not context.set_input_shape(name, tuple(tensors[name].shape)):
