@@ -1,4 +1,9 @@
-"""The pytorch backend on a GPU. Tolerances were measured on an H200."""
+"""The pytorch backend on a GPU: float32 meets the recorded outputs, bfloat16 stays close to it, a
+frame waits for the device once, and stage times are the device's.
+
+Tolerances: `support.golden`'s 2e-4 for float32, and a cosine of 0.999 for bfloat16; both held on
+an H200.
+"""
 
 from __future__ import annotations
 

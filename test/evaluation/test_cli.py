@@ -43,27 +43,42 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert thor_policy_ros.__version__ in capsys.readouterr().out
 
 
-def test_backends_are_those_of_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
+def test_backends_are_those_of_the_registry(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["backends", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == list(BACKENDS)
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["backends"]) == 0
     table = capsys.readouterr().out
     assert all(name in table for name in BACKENDS)
+    assert max(map(len, table.splitlines())) <= 80, "a terminal's width"
+    assert "…" not in table, "nothing is cut"
 
 
 def test_backends_say_what_is_missing_here(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = {"pytorch": ("package warp 9",)}
+    missing = {"pytorch": ("package warp 9", "a starship"), "fp8_mlp": ("a GPU " * 20,)}
     monkeypatch.setattr(
         "thor_policy_ros.evaluation.backends_table.availability", lambda name: missing.get(name, ())
     )
     main(["backends", "--json"])
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert (rows["pytorch"]["available"], rows["pytorch"]["missing"]) == (False, ["package warp 9"])
+    assert (rows["pytorch"]["available"], rows["pytorch"]["missing"]) == (
+        False,
+        ["package warp 9", "a starship"],
+    )
     main(["backends"])
-    assert "missing" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    at = [line.rstrip() for line in lines].index("  pytorch cannot run here; missing:")
+    assert [line.rstrip() for line in lines[at + 1 : at + 3]] == [
+        "    package warp 9",
+        "    a starship",
+    ]
+    (row,) = [line.split() for line in lines if line.startswith("fp8_mlp ")]
+    assert row[1] == "no"
 
 
 def test_python_m_is_the_same_and_help_needs_no_torch() -> None:

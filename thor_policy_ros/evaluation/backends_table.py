@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
+from rich.table import Column, Table
+from rich.text import Text
 
 from thor_policy_ros.backends.registry import BACKENDS, ENGINES, availability
 from thor_policy_ros.types import BackendSpec
@@ -25,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(rows, indent=2))
     else:
-        Console().print(table_of(rows))
+        print_rows(rows, Console())
     return 0
 
 
@@ -40,21 +43,50 @@ def row_of(spec: BackendSpec) -> dict[str, Any]:
     }
 
 
-def table_of(rows: list[dict[str, Any]]) -> Table:
-    """One line per backend, for people; names and reasons are never cut."""
-    table = Table("backend", "engine", "MLP", "prefix", "here", "what it is", show_lines=True)
-    table.columns[0].no_wrap = True
+def print_rows(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """A line for each backend, then what the engines are and what is missing here; names and
+    reasons are never cut, and 80 columns hold the lines.
+    """
+    console.print(table_of(rows))
+    for engine in dict.fromkeys(row["engine"] for row in rows):
+        console.print()
+        _print_indented(console, 0, f"{engine}: {ENGINES[engine].summary}")
+        for missing, names in _missing(rows, engine).items():
+            _print_indented(console, 2, f"{', '.join(names)} cannot run here; missing:")
+            for thing in missing:
+                _print_indented(console, 4, thing)
+
+
+def _print_indented(console: Console, spaces: int, text: str) -> None:
+    """Its later lines stand under its first."""
+    console.print(Padding(Text(text), (0, 0, 0, spaces), expand=False))
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> Table:
+    """One line a backend."""
+    names = ("backend", "here", "engine", "MLP", "prefix")
+    columns = [Column(name, no_wrap=True) for name in names]
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        here = "yes" if row["available"] else "no, missing: " + "; ".join(row["missing"])
-        table.add_row(row["name"], row["engine"], _mlp(row), _prefix(row), here, row["summary"])
+        here = "yes" if row["available"] else "no"
+        table.add_row(row["name"], here, row["engine"], _mlp(row), _prefix(row))
     return table
 
 
+def _missing(rows: Sequence[dict[str, Any]], engine: str) -> dict[tuple[str, ...], list[str]]:
+    """What is missing -> the engine's backends that miss it."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        if row["engine"] == engine and row["missing"]:
+            found.setdefault(tuple(row["missing"]), []).append(row["name"])
+    return found
+
+
 def _mlp(row: dict[str, Any]) -> str:
-    return f"{row['mlp']}, {row['fp8_scale']} scales" if row["fp8_scale"] else str(row["mlp"])
+    return f"{row['mlp']}, {row['fp8_scale']}" if row["fp8_scale"] else str(row["mlp"])
 
 
 def _prefix(row: dict[str, Any]) -> str:
     if row["pipelined"]:
-        return "one frame ahead"
+        return "a frame ahead"
     return "every tick" if row["reuse_every"] == 1 else f"every {row['reuse_every']} ticks"
