@@ -63,12 +63,42 @@ class Fp8Linear(nn.Module):
         self, weight: Tensor, absmax: float | None = None, matmul: ScaledMatmul = device_matmul
     ) -> None:
         super().__init__()
-        self._matmul = matmul
-        self._rows, self._columns = weight.shape
-        padded = F.pad(weight.detach().float(), (0, -self._columns % ALIGNMENT))
-        padded = F.pad(padded, (0, 0, 0, -self._rows % ALIGNMENT))
+        padded = F.pad(weight.detach().float(), (0, -weight.shape[1] % ALIGNMENT))
+        padded = F.pad(padded, (0, 0, 0, -weight.shape[0] % ALIGNMENT))
         scale = padded.abs().amax().clamp_min(_LEAST_ABSMAX) / E4M3_MAX
-        self.register_buffer("weight", saturating_cast(padded, scale))
+        self._set(saturating_cast(padded, scale), scale, tuple(weight.shape), absmax, matmul)
+
+    @classmethod
+    def quantised(
+        cls,
+        weight: Tensor,
+        scale: Tensor,
+        shape: tuple[int, int],
+        absmax: float | None = None,
+        matmul: ScaledMatmul = device_matmul,
+    ) -> Fp8Linear:
+        """Of `weight` and `weight_scale` as another one of this `shape` [N,K] had them."""
+        wanted = tuple(size + -size % ALIGNMENT for size in shape)
+        if weight.dtype != E4M3 or tuple(weight.shape) != wanted:
+            raise ValueError(
+                f"wanted {E4M3} {list(wanted)}, got {weight.dtype} {list(weight.shape)}"
+            )
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._set(weight, scale, shape, absmax, matmul)
+        return made
+
+    def _set(
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        shape: tuple[int, ...],
+        absmax: float | None,
+        matmul: ScaledMatmul,
+    ) -> None:
+        self._matmul = matmul
+        self._rows, self._columns = shape
+        self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", scale)
         fixed = None if absmax is None else activation_scale(scale.new_tensor(absmax))
         self.register_buffer("input_scale", fixed)

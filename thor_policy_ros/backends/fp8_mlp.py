@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from thor_policy_ros.backends.fp8 import Fp8Linear, ScaledMatmul, device_matmul
 from thor_policy_ros.backends.fp8_scales import Fp8Scales, LayerRanges, read_scales
+from thor_policy_ros.backends.fp8_stored import gate_up_name, read_stored_fp8
 from thor_policy_ros.backends.pytorch import PyTorchBackend, checked_device, checked_dtype
 from thor_policy_ros.model.checkpoint import load_pi05
 from thor_policy_ros.model.config import Pi05Config
@@ -53,9 +54,37 @@ def load(
     scales = None
     if spec.fp8_scale == "static":
         scales = read_scales(checkpoint, config.language.depth - 1)
-    model = load_pi05(checkpoint, config, target, torch.bfloat16)
-    quantise_mlps(model, scales)
+    model = load_quantised(checkpoint, config, target, scales)
     return PyTorchBackend(spec, model, notes=notes_of(scales), warnings=warnings_of(spec, scales))
+
+
+def load_quantised(
+    checkpoint: Path | str,
+    config: Pi05Config,
+    device: torch.device,
+    scales: Fp8Scales | None,
+    matmul: ScaledMatmul = device_matmul,
+) -> Pi05:
+    """The model in bfloat16 with its MLPs in FP8: read as stored where `thor-policy convert --fp8`
+    stored them, else cast from the dense weights."""
+    layers = config.language.depth - 1
+    stored = read_stored_fp8(checkpoint, layers)
+    if stored is None:
+        model = load_pi05(checkpoint, config, device, torch.bfloat16)
+        quantise_mlps(model, scales, matmul)
+        return model
+    quantised = {i: stored[i] for i in range(layers) if _stays_in_range(scales, i)}
+    skipped = {gate_up_name(i) for i in quantised}
+    model = load_pi05(
+        checkpoint, config, device, torch.bfloat16, lambda parameter: parameter not in skipped
+    )
+    for i, (weight, scale) in quantised.items():
+        layer = model.language.layers[i]
+        shape = (2 * config.language.mlp_dim, config.language.width)
+        absmax = None if scales is None else scales.layers[i].input.kept
+        gate_up = Fp8Linear.quantised(weight.to(device), scale.to(device), shape, absmax, matmul)
+        layer.mlp = HybridMlp.of(gate_up, layer.mlp.down_proj)  # type: ignore[union-attr,arg-type]
+    return model.eval()
 
 
 def quantise_mlps(
@@ -67,9 +96,13 @@ def quantise_mlps(
     layer a prefix takes keys and values alone.
     """
     for index, layer in enumerate(list(model.language.layers)[:-1]):
-        ranges = None if scales is None else scales.layers[index]
-        if ranges is None or not ranges.input.overflows:
+        if _stays_in_range(scales, index):
+            ranges = None if scales is None else scales.layers[index]
             layer.mlp = HybridMlp(layer.mlp, ranges, matmul)  # type: ignore[arg-type]
+
+
+def _stays_in_range(scales: Fp8Scales | None, layer: int) -> bool:
+    return scales is None or not scales.layers[layer].input.overflows
 
 
 def warnings_of(spec: BackendSpec, scales: Fp8Scales | None) -> tuple[str, ...]:
@@ -100,6 +133,14 @@ class HybridMlp(nn.Module):
         absmax = None if ranges is None else ranges.input.kept
         self.gate_up_proj = Fp8Linear(mlp.gate_up_proj.weight, absmax, matmul)
         self.down_proj = mlp.down_proj
+
+    @classmethod
+    def of(cls, gate_up_proj: Fp8Linear, down_proj: nn.Linear) -> HybridMlp:
+        """Of parts that are quantised already."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.gate_up_proj, made.down_proj = gate_up_proj, down_proj
+        return made
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [...,W] -> [...,W]."""

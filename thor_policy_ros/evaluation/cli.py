@@ -86,7 +86,7 @@ COMMANDS = (
     ),
     Command(
         "inspect",
-        "thor_policy_ros.evaluation.inspect",
+        "thor_policy_ros.evaluation.inspect_checkpoint",
         "say what a checkpoint holds, which config fits, and what is missing",
     ),
     Command(

@@ -20,6 +20,7 @@ from thor_policy_ros.model.key_layout import LAYOUT_PREFIXES, UNUSED_KEYS, layou
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+HASH = "weights_hash.json"
 _FOREIGN = "not in this layout: "
 _HASH_BLOCK = 1 << 22
 
@@ -73,10 +74,38 @@ def read_contents(folder: Path | str) -> Contents:
 
 def checkpoint_hash(folder: Path | str) -> str:
     """SHA-256 of the weight files' bytes, 64 hex digits: what is derived from a checkpoint is
-    kept under it. Reads everything (7 GB take some seconds); CheckpointError without weights.
+    kept under it. Reads everything (7 GB take some seconds), unless `remember_hash` did so and
+    the files have neither size nor time changed since; CheckpointError without weights.
     """
+    return _remembered_hash(Path(folder)) or _computed_hash(Path(folder))
+
+
+def remember_hash(folder: Path | str) -> str:
+    """The checkpoint's hash, computed and written beside the weights for later loads."""
+    folder = Path(folder)
+    found = _computed_hash(folder)
+    text = json.dumps({"sha256": found, "files": _stamps(folder)}, indent=1)
+    (folder / HASH).write_text(text + "\n")
+    return found
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    files = {path.name: path.stat() for path in _weight_files(folder)}
+    return {name: [found.st_size, found.st_mtime_ns] for name, found in files.items()}
+
+
+def _remembered_hash(folder: Path) -> str:
+    """'' where none is remembered, or for other files than those that are here now."""
+    try:
+        held = json.loads((folder / HASH).read_text())
+        return str(held["sha256"]) if held["files"] == _stamps(folder) else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # it is computed then
+
+
+def _computed_hash(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in _weight_files(Path(folder)):
+    for path in _weight_files(folder):
         with path.open("rb") as file:
             while block := file.read(_HASH_BLOCK):
                 digest.update(block)

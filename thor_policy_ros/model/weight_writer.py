@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 16 << 20
 DTYPES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
