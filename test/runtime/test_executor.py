@@ -487,3 +487,21 @@ class TestTrust:
     def test_trust_without_bounds_is_refused(self, trust):
         with pytest.raises(ValueError, match="wants positive max_measured_age_s and max_lag_s"):
             executor(**trust)
+
+
+def test_a_clock_that_is_set_ahead_stops_the_motion_instead_of_hurrying_it():
+    """By less than the chunk is long: otherwise the robot would run after the later rows."""
+    for by_s in (0.3, -0.05):
+        ex = executor(NORMAL, start=0.0, crossfade_s=0.0, max_chunk_age_s=5.0)
+        ex.accept(chunk([0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45], 0.0), ("a",), 0.0)
+        now_s, path = 0.0, []
+        for tick in range(100):
+            now_s += DT_S
+            if tick == 50:
+                now_s += by_s
+                ex.clock_jumped(now_s, by_s)
+            path.append(float(ex.command(now_s).positions[0]))
+        steps = np.abs(np.diff(path))
+        assert steps[50:].max() <= steps[:50].max() + 1e-12, "no faster for the jump"
+        assert steps[-1] == 0.0 and "clock jumped" in ex.command(now_s).reason
+        assert ex.stats.clock_jumps == 1

@@ -46,7 +46,7 @@ def test_nothing_is_known_before_the_first_chunk():
 
 
 def test_rows_repeat_what_will_have_been_executed():
-    found = going(delay_s=0.2).continuation(10, DT_S, 0.3, 0.3, "go")
+    found = going(delay_s=0.2, execution_horizon=5).continuation(10, DT_S, 0.3, 0.3, "go")
     assert found.delay_s == pytest.approx(0.2)
     assert found.known_rows == 3  # at 0.3, 0.4 and, when it takes over, 0.5
     assert (found.weights[:3] == 1.0).all() and 0 < found.weights[3] < 1

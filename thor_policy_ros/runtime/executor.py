@@ -190,6 +190,14 @@ class ChunkExecutor:
         self._measured_at_s = stamp_s
         return ""
 
+    def clock_jumped(self, now_s: float, by_s: float) -> None:
+        """The caller's clock was set to `now_s`, `by_s` away from where it should be.
+
+        What chunks and measurements say of the old time is void: the robot decelerates to rest.
+        """
+        way = "ahead" if by_s > 0 else "back"
+        self._begin_other_time(now_s, f"the clock jumped {way} by {abs(by_s):.3f} s")
+
     def accept(
         self,
         chunk: ActionChunk,
@@ -266,12 +274,15 @@ class ChunkExecutor:
         if back_s <= CLOCK_TOLERANCE_S:
             self._now_s = max(self._now_s, now_s)
             return
+        self._begin_other_time(now_s, f"the clock went back by {back_s:.3f} s")
+
+    def _begin_other_time(self, now_s: float, how: str) -> None:
         self._counts["clock_jumps"] += 1
         self._now_s = now_s
         self._observed_at_s = -math.inf
         self._measured = None
         self._pending = None
-        self._stop(f"the clock went back by {back_s:.3f} s; waiting for a chunk of the new time")
+        self._stop(f"{how}; waiting for a chunk of the new time")
 
     def _start(self, now_s: float) -> str:
         """Begin at the measured position; returns '' or what is missing."""

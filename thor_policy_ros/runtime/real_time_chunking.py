@@ -43,8 +43,8 @@ class ChunkingRules:
     """
 
     enabled: bool = False
-    execution_horizon: int = 5
-    max_weight: float = 5.0
+    execution_horizon: int = 3
+    max_weight: float = 1.0
     schedule: str = "exp"
     mode: str = "guided"
 
