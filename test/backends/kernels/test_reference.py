@@ -172,5 +172,5 @@ def test_image_patches_equal_pillow_to_the_bit(height: int, width: int, patch: i
 
 
 def test_unknown_ops_are_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="choose one of: reference"):
+    with pytest.raises(ValueError, match="choose one of: reference, triton"):
         create_ops("cuda", "cpu")

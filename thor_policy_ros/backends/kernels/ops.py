@@ -17,10 +17,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from thor_policy_ros.backends.kernels.capability import missing_for_triton
 from thor_policy_ros.backends.kernels.resize_taps import ResizeTaps
 from thor_policy_ros.backends.kernels.weights import Folded, Weight
+from thor_policy_ros.types import BackendUnavailableError
 
-NAMES = ("reference",)
+NAMES = ("reference", "triton")
 
 
 class Ops(Protocol):
@@ -187,9 +189,19 @@ class Ops(Protocol):
 
 
 def create_ops(name: str, device: torch.device | str) -> Ops:
-    """'reference': torch, anywhere. ValueError for a name that is not known."""
-    if name != "reference":
-        raise ValueError(f"unknown ops {name!r}; choose one of: {', '.join(NAMES)}")
-    from thor_policy_ros.backends.kernels.reference import ReferenceOps
+    """'reference': torch, anywhere. 'triton': BackendUnavailableError says what is missing.
 
-    return ReferenceOps()
+    ValueError for a name that is not known.
+    """
+    if name == "reference":
+        from thor_policy_ros.backends.kernels.reference import ReferenceOps
+
+        return ReferenceOps()
+    if name != "triton":
+        raise ValueError(f"unknown ops {name!r}; choose one of: {', '.join(NAMES)}")
+    lacks = missing_for_triton(torch.device(device))
+    if lacks:
+        raise BackendUnavailableError(f"the Triton kernels want {'; '.join(lacks)}")
+    from thor_policy_ros.backends.kernels.triton_ops import TritonOps
+
+    return TritonOps(torch.device(device))

@@ -1,0 +1,118 @@
+"""Both ends of a denoise step, and the image path, against float64 and Pillow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from support.kernel_errors import assert_close
+from torch import Tensor
+
+from thor_policy_ros.backends.kernels import create_ops, resize_taps
+from thor_policy_ros.backends.kernels.ops import Ops
+
+EXACT = create_ops("reference", "cpu")
+DTYPES = [torch.float32, torch.bfloat16]
+SIZES = [(2, 32, 1024), (3, 5, 40), (17, 7, 300)]
+
+
+def _random(device: torch.device, *shape: int) -> Tensor:
+    return torch.randn(shape, device=device)
+
+
+def _exact(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x.double().cpu() for x in tensors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("horizon", "actions", "width"), [(10, 32, 1024), (3, 5, 40), (50, 7, 300)]
+)
+def test_embed_actions(
+    triton_ops: Ops,
+    device: torch.device,
+    horizon: int,
+    actions: int,
+    width: int,
+    dtype: torch.dtype,
+) -> None:
+    x_t, weight, bias = (
+        _random(device, *shape) for shape in ((horizon, actions), (width, actions), (width,))
+    )
+    out = torch.full((horizon, width), torch.nan, device=device, dtype=dtype)
+    wanted = torch.empty(out.shape, dtype=torch.float64)
+    triton_ops.embed_actions(x_t, weight, bias, out)
+    EXACT.embed_actions(*_exact(x_t, weight, bias), wanted)
+    assert_close(out, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("horizon", "actions", "width"), SIZES)
+@pytest.mark.parametrize("gain", [0.0, 4.0])
+def test_euler_step(
+    triton_ops: Ops,
+    device: torch.device,
+    horizon: int,
+    actions: int,
+    width: int,
+    gain: float,
+    dtype: torch.dtype,
+) -> None:
+    x_t, wanted = _random(device, horizon, actions), _random(device, horizon, actions)
+    hidden = (_random(device, horizon, width) * 9).to(dtype)
+    scale, shift = _random(device, width), _random(device, width)
+    weight, bias = _random(device, actions, width) / width**0.5, _random(device, actions)
+    gains = torch.rand(horizon, device=device) * gain
+    arguments = (hidden, scale, shift, weight, bias, wanted, gains)
+    exact_x = _exact(x_t)[0]
+    EXACT.euler_step(exact_x, *_exact(*arguments), t=0.7, dt=0.1)
+    triton_ops.euler_step(x_t, *arguments, t=0.7, dt=0.1)
+    assert_close(x_t, exact_x)
+
+
+def test_without_gain_the_target_does_not_matter_to_the_bit(
+    triton_ops: Ops, device: torch.device
+) -> None:
+    x_t, hidden = _random(device, 4, 6), _random(device, 4, 32)
+    rest = [_random(device, *shape) for shape in ((32,), (32,), (6, 32), (6,))]
+    results = []
+    for target in (torch.zeros(4, 6, device=device), _random(device, 4, 6) * 1e3):
+        moved = x_t.clone()
+        off = torch.zeros(4, device=device)
+        triton_ops.euler_step(moved, hidden, *rest, target, off, t=1.0, dt=0.5)
+        results.append(moved)
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], x_t)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "patch"),
+    [(12, 17, 6, 2), (15, 9, 6, 3), (8, 8, 8, 4), (3, 5, 8, 4)],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_image_patches(
+    triton_ops: Ops,
+    device: torch.device,
+    height: int,
+    width: int,
+    size: int,
+    patch: int,
+    dtype: torch.dtype,
+) -> None:
+    """float32 to the bit; the reference is Pillow's resize to the bit (test_reference.py)."""
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    image = torch.from_numpy(pixels)
+    shape = ((size // patch) ** 2, 3 * patch * patch + 4)
+    out = torch.full(shape, torch.nan, device=device, dtype=dtype)
+    wanted = torch.empty(shape, dtype=dtype)
+    taps = resize_taps(height, width, size, device)
+    triton_ops.image_patches(image.to(device), taps, patch, out)
+    EXACT.image_patches(image, resize_taps(height, width, size, "cpu"), patch, wanted)
+    assert torch.equal(out.cpu(), wanted)
+
+
+def test_an_image_of_another_size_is_refused(triton_ops: Ops, device: torch.device) -> None:
+    taps = resize_taps(8, 8, 16, device)
+    image = torch.zeros((8, 9, 3), dtype=torch.uint8, device=device)
+    with pytest.raises(ValueError, match="make the taps for its size"):
+        triton_ops.image_patches(image, taps, 8, torch.empty(4, 192, device=device))

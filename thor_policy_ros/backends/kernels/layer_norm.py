@@ -1,0 +1,75 @@
+"""LayerNorm of the vision tower with the residual sum before it: one row for each block."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from thor_policy_ros.backends.fp8 import E4M3
+from thor_policy_ros.backends.kernels.rounding import store
+from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
+from thor_policy_ros.backends.kernels.tiles import power_of_2
+from thor_policy_ros.model.siglip import LAYER_NORM_EPS
+
+
+@triton.jit
+def layer_norm_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    delta_ptr,
+    quantise_ptr,
+    out_ptr,
+    width,
+    EPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    offsets = tl.program_id(0).to(tl.int64) * width + column
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
+    if delta_ptr is not None:
+        delta = tl.load(delta_ptr + offsets, mask=inside, other=0.0)
+        x = (x.to(tl.float32) + delta.to(tl.float32)).to(x.dtype)
+        tl.store(x_ptr + offsets, x, mask=inside)
+    wide = x.to(tl.float32)
+    centred = tl.where(inside, wide - tl.sum(wide, 0) / width, 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred, 0) / width + EPS)
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    value = centred * rstd * weight + bias
+    store(out_ptr + offsets, value, quantise_ptr, inside, quantise_ptr is not None)
+
+
+def layer_norm(
+    target: KernelTarget,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    delta: Tensor | None = None,
+    quantise: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`Ops.layer_norm`."""
+    require_contiguous(x=x, weight=weight, bias=bias, delta=delta, out=out)
+    if out is None:
+        out = torch.empty_like(x, dtype=x.dtype if quantise is None else E4M3)
+    rows, width = x.shape
+    block = power_of_2(width)
+    target.launch(
+        layer_norm_kernel,
+        (rows,),
+        x,
+        weight,
+        bias,
+        delta,
+        quantise,
+        out,
+        width,
+        EPS=LAYER_NORM_EPS,
+        BLOCK=block,
+        num_warps=4 if block <= 2048 else 8,
+    )
+    return out

@@ -1,0 +1,63 @@
+"""Where kernels run: a device's limits, scratch memory of one stream, and the launch itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thor_policy_ros.backends.kernels.capability import DeviceLimits
+
+SCRATCH_FLOATS = 1 << 22
+COUNTERS = 4096
+
+Launch = Callable[..., None]
+"""(kernel, grid, *arguments, **options of the kernel)."""
+
+
+def launch_kernel(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """As Triton launches: in the current stream of the current device."""
+    kernel[grid](*args, **options)
+
+
+class KernelTarget:
+    """One device and stream. Kernels that share it must not run at the same time.
+
+    launch: replaced where launches are recorded instead of made.
+    """
+
+    def __init__(
+        self, device: torch.device, limits: DeviceLimits, launch: Launch = launch_kernel
+    ) -> None:
+        self.device = device
+        self.limits = limits
+        self.launch = launch
+        self._floats = torch.empty(SCRATCH_FLOATS, device=device, dtype=torch.float32)
+        self._counters = torch.zeros(COUNTERS, device=device, dtype=torch.int32)
+
+    def partials(self, floats: int) -> Tensor:
+        """Scratch for the partial results of one kernel; ValueError where it is too small."""
+        if floats > SCRATCH_FLOATS:
+            raise ValueError(
+                f"a split kernel wants {floats} floats of scratch memory, there are"
+                f" {SCRATCH_FLOATS}; choose fewer splits"
+            )
+        return self._floats
+
+    def arrivals(self, tiles: int) -> Tensor:
+        """int32 counters at 0, one for each tile, that a kernel leaves at 0 again."""
+        if tiles > COUNTERS:
+            raise ValueError(f"a split kernel wants {tiles} counters, there are {COUNTERS}")
+        return self._counters
+
+
+def require_contiguous(**tensors: Tensor | None) -> None:
+    """ValueError that names the first tensor which is not contiguous."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(
+                f"{name} of shape {list(tensor.shape)} and strides {tensor.stride()} must be"
+                " contiguous"
+            )
