@@ -188,7 +188,7 @@ class TestMissing:
         machine.patch.setattr(torch.version, "cuda", None)
         machine.packages.clear()
         assert lacking() == (
-            "a CUDA build of torch (torch 2.13.0+cu130 has no CUDA)",
+            "a CUDA GPU and a CUDA build of torch (torch 2.13.0+cu130 has no CUDA)",
             "package torch-tensorrt==2.13.* or torch-tensorrt-rtx==2.13.*,"
             " for torch 2.13.0+cu130 (neither is installed)",
         )

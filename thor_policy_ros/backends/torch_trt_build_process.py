@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from importlib import import_module
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -68,13 +69,15 @@ def converted(program: ExportedProgram, request: GraphRequest) -> bytes:
 
     convert = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine
     accepted = accepted_arguments(convert, request.arguments)
-    plan: bytes = convert(
-        program,
-        arg_inputs=torch_tensorrt_inputs(request),
-        device=torch.device(request.device),
-        optimization_level=request.level,
-        **accepted,
-    )
+    with TemporaryDirectory() as folder:  # its own default is one file in /tmp for all users
+        plan: bytes = convert(
+            program,
+            arg_inputs=torch_tensorrt_inputs(request),
+            device=torch.device(request.device),
+            optimization_level=request.level,
+            timing_cache_path=os.path.join(folder, "timing_cache.bin"),
+            **accepted,
+        )
     if not plan:
         raise EngineBuildError("Torch-TensorRT gave an empty engine")
     return plan

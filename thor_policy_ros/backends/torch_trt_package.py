@@ -44,6 +44,7 @@ REFUSED = {
     "kwarg_inputs": "they follow from the model's sizes",
     "device": "it is the backend's",
     "optimization_level": "it is the option tensorrt_level",
+    "timing_cache_path": "two processes may not share one",
     "dryrun": "no engine would be built",
     "torch_executed_ops": "the graph is one engine, or none",
     "torch_executed_modules": "the graph is one engine, or none",
@@ -120,7 +121,7 @@ def _named_parameters(function: Callable[..., Any]) -> set[str]:
 
 def _lacking_torch() -> str:
     if torch.version.cuda is None:
-        return f"a CUDA build of torch (torch {torch.__version__} has no CUDA)"
+        return f"a CUDA GPU and a CUDA build of torch (torch {torch.__version__} has no CUDA)"
     if not torch.cuda.is_available():
         return f"a CUDA GPU (torch {torch.__version__} sees none)"
     return ""

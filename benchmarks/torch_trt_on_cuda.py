@@ -1,0 +1,577 @@
+"""How far Torch-TensorRT takes pi0.5 on this machine, stage by stage, each in a process of its own.
+
+    PYTHONPATH=. python3 benchmarks/torch_trt_on_cuda.py --out torch_trt.json [--packages TREE]
+
+Stages: import; for toy size and pi05_libero's, each part: graph (export, the graph against the
+module, dry run of the partitioner) and engine (converted and built); backend (loaded, compared
+with float32 PyTorch, timed) where nothing is missing. A stage that fails is recorded and the next
+begins. Random weights at full size: they say nothing about precision.
+
+--packages: folder of wheels, or a .tar.xz of an installed tree (`pip install --target`), for a
+machine without a network. --capability sm_120: build for that GPU instead of this one, as
+tensorrt_rtx can; such an engine is not run. --without-gpu: for a machine with a CUDA build of
+torch and no driver; what torch_tensorrt asks torch.cuda is answered as that GPU would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+GOLDEN = Path(__file__).parents[1] / "test" / "data" / "golden" / "pi05_toy"
+PARTS = ("vision", "prefix", "denoise")
+STAGES = [
+    ("import", "", ""),
+    *((stage, "toy", part) for part in PARTS for stage in ("graph", "engine")),
+    *(
+        (stage, "full", part)
+        for part in ("prefix", "denoise", "vision")
+        for stage in ("graph", "engine")
+    ),
+    ("backend", "toy", ""),
+    ("backend", "full", ""),
+]
+SAID_LAST = 25
+FRAMES = 30
+DEFAULT_CAPABILITY = "sm_120"
+
+
+def main() -> int:
+    arguments = parsed()
+    if arguments.stage:
+        return run_stage(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        tree = unpacked(arguments.packages, Path(folder)) if arguments.packages else None
+        results = run_all(arguments, tree, Path(folder))
+    failed = [name for name, r in results["stages"].items() if r["status"] == "failed"]
+    print(f"failed: {', '.join(failed) or 'none'}")
+    return 1 if failed else 0
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="where to write the results, as JSON")
+    parser.add_argument("--packages", type=Path, help="folder of wheels, or .tar.xz of a tree")
+    parser.add_argument("--capability", default="", help="such as sm_120; this GPU's if it can")
+    parser.add_argument(
+        "--without-gpu", action="store_true", help="no driver: convert all the same"
+    )
+    parser.add_argument("--sizes", default="toy,full", help="of toy, full")
+    parser.add_argument("--dtypes", default="bfloat16", help="of bfloat16, float32")
+    parser.add_argument("--budget", type=float, default=420, help="seconds for all stages")
+    for name in ("--stage", "--size", "--part", "--dtype", "--work"):
+        parser.add_argument(name, default="", help=argparse.SUPPRESS)  # of the inner processes
+    return parser.parse_args()
+
+
+# All stages
+
+
+def run_all(arguments: argparse.Namespace, tree: Path | None, folder: Path) -> dict[str, Any]:
+    """Every stage in a process of its own; written after each."""
+    begun, results = time.monotonic(), {"command": sys.argv[1:], "stages": {}}
+    environment = {**os.environ, "PYTHONPATH": python_path(tree)}
+    for stage, size, part in STAGES:
+        if size and size not in arguments.sizes.split(","):
+            continue
+        for dtype in arguments.dtypes.split(",") if size else [""]:
+            name = " ".join(filter(None, (stage, size, part, dtype)))
+            left = arguments.budget - (time.monotonic() - begun)
+            flags = {
+                "stage": stage,
+                "size": size,
+                "part": part,
+                "dtype": dtype,
+                "work": str(folder),
+            }
+            result = one_stage(arguments, flags, environment, left)
+            results["stages"][name] = result
+            results["seconds"] = round(time.monotonic() - begun, 1)
+            print(f"{name}: {result['status']} ({result['seconds']} s)", flush=True)
+            if arguments.out:
+                arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def one_stage(
+    arguments: argparse.Namespace, flags: dict[str, str], environment: dict[str, str], left: float
+) -> dict[str, Any]:
+    """status: 'done', 'failed' (with what was said last), 'skipped' (with why)."""
+    if left < 5:
+        return {"status": "skipped", "why": "the time budget is used up", "seconds": 0}
+    command = [sys.executable, __file__, "--capability", arguments.capability]
+    command += ["--without-gpu"] if arguments.without_gpu else []
+    for name, value in flags.items():
+        command += [f"--{name}", value]
+    begun = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=left, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"status": "failed", "why": "out of time", "seconds": round(left, 1)}
+    seconds = round(time.monotonic() - begun, 1)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()[-SAID_LAST:]
+        return {"status": "failed", "exit": done.returncode, "said": said, "seconds": seconds}
+    found = json.loads(done.stdout)
+    return {"status": found.pop("status", "done"), "seconds": seconds, **found}
+
+
+def python_path(tree: Path | None) -> str:
+    root = str(Path(__file__).parents[1])
+    return os.pathsep.join(filter(None, (str(tree or ""), root, os.environ.get("PYTHONPATH"))))
+
+
+def unpacked(packages: Path, folder: Path) -> Path:
+    """A folder to import from. The packages that torch needs are taken from the machine."""
+    tree = folder / "packages"
+    if packages.is_dir():
+        wheels = [str(path) for path in packages.glob("*.whl")]
+        pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet"]
+        subprocess.run([*pip, "--target", str(tree), *wheels], check=True)
+    else:
+        with tarfile.open(packages) as archive:
+            archive.extractall(tree, filter="data")
+    return tree
+
+
+# One stage
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Of one inner process."""
+
+    size: str
+    part: str
+    dtype: str
+    capability: str
+    on_gpu: bool
+    work: Path
+    stand_ins: tuple[str, ...]
+
+
+def run_stage(arguments: argparse.Namespace) -> int:
+    """Nothing but the result goes to stdout, whatever libraries print."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    stand_ins = answer_as_a_gpu(arguments.capability) if arguments.without_gpu else ()
+    stand_ins += importable_2_11()
+    setting = Setting(
+        size=arguments.size,
+        part=arguments.part,
+        dtype=arguments.dtype,
+        capability=arguments.capability,
+        on_gpu=not arguments.without_gpu,
+        work=Path(arguments.work),
+        stand_ins=stand_ins,
+    )
+    stages: dict[str, Callable[[Setting], dict[str, Any]]] = {
+        "import": import_stage,
+        "graph": graph_stage,
+        "engine": engine_stage,
+        "backend": backend_stage,
+    }
+    result = stages[arguments.stage](setting)
+    with answers:
+        json.dump(result, answers)
+    return 0
+
+
+def answer_as_a_gpu(capability: str) -> tuple[str, ...]:
+    """What torch_tensorrt asks while it is imported and converts, without a driver."""
+    import torch
+
+    numbers = (capability or DEFAULT_CAPABILITY).removeprefix("sm_")
+    major, minor = int(numbers[:-1]), int(numbers[-1])
+    properties = SimpleNamespace(name="none", major=major, minor=minor, total_memory=10**11)
+    answers: dict[str, Callable[..., Any]] = {
+        "get_device_capability": lambda *_: (major, minor),
+        "get_device_properties": lambda *_: properties,
+        "current_device": lambda: 0,
+        "mem_get_info": lambda *_: (10**11, 10**11),
+    }
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, answer)
+    return tuple(f"torch.cuda.{name}" for name in answers)
+
+
+def importable_2_11() -> tuple[str, ...]:
+    """torch-tensorrt-rtx 2.11 looks for a module that no tensorrt_rtx from 1.4 on has."""
+    from importlib import metadata
+
+    try:
+        version = metadata.version("torch-tensorrt-rtx")
+    except metadata.PackageNotFoundError:
+        return ()
+    if not version.startswith("2.11."):
+        return ()
+    name = "tensorrt_rtx_bindings.plugin"
+    sys.modules[name] = ModuleType(name)
+    return (f"an empty module {name}, without which 2.11 cannot be imported",)
+
+
+def import_stage(setting: Setting) -> dict[str, Any]:
+    """Which packages there are, and whether they can be imported."""
+    import torch
+
+    found: dict[str, Any] = {"python": sys.version.split()[0], "torch": torch.__version__}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["capability"] = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    from thor_policy_ros.backends.torch_trt import missing
+    from thor_policy_ros.backends.torch_trt_package import import_flavour, installed
+
+    package = installed()
+    found["missing"] = list(missing()) if setting.on_gpu else "not asked: no GPU"
+    found["package"] = package and package._asdict()
+    import torch_tensorrt
+
+    found["torch_tensorrt"] = torch_tensorrt.__version__
+    found["features"] = {k: bool(v) for k, v in torch_tensorrt.ENABLED_FEATURES._asdict().items()}
+    assert package is not None
+    tensorrt = import_flavour(package.flavour)
+    found["tensorrt"] = tensorrt.version
+    found["builds_for"] = tensorrt.targets()
+    found["stand_ins"] = setting.stand_ins
+    return found
+
+
+def graph_stage(setting: Setting) -> dict[str, Any]:
+    """Export; the graph against the module it was made of; what the partitioner makes of it."""
+    import torch
+    import torch_tensorrt
+
+    from thor_policy_ros.backends.torch_trt_build_process import torch_tensorrt_inputs
+    from thor_policy_ros.backends.torch_trt_package import accepted_arguments
+    from thor_policy_ros.backends.torch_trt_parts import GRAPHS, export_part, operations_of
+
+    request, model = request_of(setting), model_of(setting)
+    begun = time.perf_counter()
+    program = export_part(setting.part, model, device_of(setting))
+    seconds = time.perf_counter() - begun
+    difference: float | str = "not computed: it takes a CPU hours"
+    if setting.on_gpu or setting.size == "toy":
+        examples = random_inputs(setting, request)
+        with torch.inference_mode():
+            ours = program.module()(*examples)
+            theirs = GRAPHS[setting.part].module(model).eval()(*examples)
+        difference = largest_difference(ours, theirs)
+    report = setting.work / f"dryrun {setting.size} {setting.part}.txt"
+    compile_ = torch_tensorrt.dynamo.compile
+    torch_tensorrt.dynamo.compile(
+        program,
+        arg_inputs=torch_tensorrt_inputs(request),
+        device=torch.device("cuda:0"),
+        min_block_size=1,
+        dryrun=str(report),
+        **accepted_arguments(compile_, {}),
+    )
+    return {
+        "operations": dict(operations_of(program)),
+        "bounds": [str(bound) for bound in program.range_constraints.values()],
+        "export_s": round(seconds, 2),
+        "largest_difference": difference,
+        "dry_run": dry_run_facts(report.read_text()),
+        "stand_ins": setting.stand_ins,
+    }
+
+
+def dry_run_facts(text: str) -> dict[str, Any]:
+    """What the partitioner reported: how many operations it supports, in how many engines."""
+    lines = [line.strip() for line in text.splitlines()]
+    return {
+        "coverage": next((line for line in lines if "Total Operators" in line), ""),
+        "engines": sum(line.startswith("TRT Engine #") for line in lines),
+        "in_pytorch": [line for line in lines if line.startswith("The following nodes are")],
+    }
+
+
+def engine_stage(setting: Setting) -> dict[str, Any]:
+    """Converted and built: for this GPU as the backend does it, else as far as it goes."""
+    from thor_policy_ros.backends.torch_trt_build_process import converted
+    from thor_policy_ros.backends.torch_trt_parts import export_part
+
+    request, model = request_of(setting), model_of(setting)
+    program = export_part(setting.part, model, device_of(setting))
+    begun = time.perf_counter()
+    other = foreign_capability(setting)
+    if not other:
+        plan = converted(program, request)
+        facts: dict[str, Any] = {"built_for": request.capability, "bytes": len(plan)}
+    else:
+        with building_for(other) as built, suppress(Built):
+            converted(program, request)
+        facts = {"built_for": f"{other}, not run here", **built}
+    return {
+        **facts,
+        "convert_and_build_s": round(time.perf_counter() - begun, 2),
+        "weights_mb": round(weights_of(program) / 1e6, 1),
+        "stand_ins": setting.stand_ins,
+    }
+
+
+class Built(BaseException):
+    """There is an engine; it cannot be loaded here. No Exception, which converters catch."""
+
+
+@contextmanager
+def building_for(capability: str) -> Iterator[dict[str, Any]]:
+    """Converters build for another GPU and stop there; facts of network and engine are yielded."""
+    import torch_tensorrt.dynamo.conversion._TRTInterpreter as interpreter
+
+    api, facts = interpreter.trt, {}
+    populate = interpreter.TRTInterpreter._populate_trt_builder_config
+
+    def populated(self: Any, *given: Any, **named: Any) -> Any:
+        config = populate(self, *given, **named)
+        config.num_compute_capabilities = 1
+        target = getattr(api.ComputeCapability, capability.replace("sm_", "SM"))
+        config.set_compute_capability(target, 0)
+        return config
+
+    class Keeping(api.Builder):  # type: ignore[misc, name-defined]
+        def build_serialized_network(self, network: Any, config: Any) -> Any:
+            facts.update(network_facts(network))
+            plan = super().build_serialized_network(network, config)
+            if plan is None:
+                raise RuntimeError("TensorRT built no engine: its errors are above")
+            facts["bytes"] = memoryview(plan).nbytes
+            raise Built
+
+    builder = api.Builder
+    interpreter.TRTInterpreter._populate_trt_builder_config = populated
+    api.Builder = Keeping
+    try:
+        yield facts
+    finally:
+        interpreter.TRTInterpreter._populate_trt_builder_config = populate
+        api.Builder = builder
+
+
+def network_facts(network: Any) -> dict[str, Any]:
+    """Layers by type, the types of their results, inputs and outputs."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    tensors = {
+        "inputs": [network.get_input(index) for index in range(network.num_inputs)],
+        "outputs": [network.get_output(index) for index in range(network.num_outputs)],
+    }
+    dtypes: dict[str, set[str]] = {}
+    for layer in layers:
+        dtypes.setdefault(layer.type.name, set()).add(layer.get_output(0).dtype.name)
+    return {
+        "layers": dict(Counter(layer.type.name for layer in layers)),
+        "layer_dtypes": {name: sorted(found) for name, found in dtypes.items()},
+        **{
+            kind: [f"{t.name} {t.dtype.name} {list(t.shape)}" for t in found]
+            for kind, found in tensors.items()
+        },
+    }
+
+
+def backend_stage(setting: Setting) -> dict[str, Any]:
+    """The backend as the registry makes it: against float32 PyTorch, and its latency."""
+    from thor_policy_ros.backends.torch_trt import missing
+
+    if not setting.on_gpu:
+        return {"status": "skipped", "why": "no GPU"}
+    lacking = missing()
+    if lacking:
+        return {"status": "skipped", "why": "; ".join(lacking)}
+    from thor_policy_ros.backends.registry import create_backend
+    from thor_policy_ros.types import EngineOptions
+
+    config, folder = config_of(setting), checkpoint_of(setting)
+    options = EngineOptions(cache_dir=str(setting.work / "engines"))
+    reference = create_backend("pytorch", folder, config, "cuda", "float32")
+    wanted = frame(reference, setting)
+    reference.close()
+    begun = time.perf_counter()
+    ours = create_backend("torch_trt_freq1", folder, config, "cuda", setting.dtype, options)
+    loaded = time.perf_counter()
+    got = frame(ours, setting)
+    ours.warmup()
+    warm = time.perf_counter()
+    result = {
+        "load_s": round(loaded - begun, 1),
+        "warmup_s": round(warm - loaded, 1),
+        "notes": list(ours.notes),
+        "cosines": {
+            name: cosine(a, b)
+            for name, a, b in zip(("keys", "values", "actions"), got, wanted, strict=True)
+        },
+        "latency_ms": latency(ours, setting),
+    }
+    ours.close()
+    return result
+
+
+# What stages share
+
+
+def config_of(setting: Setting) -> Any:
+    from thor_policy_ros.model.config import model_config_from_json
+    from thor_policy_ros.model.named_configs import LIBERO
+
+    if setting.size == "full":
+        return LIBERO.model
+    return model_config_from_json(json.loads((GOLDEN / "config.json").read_text()))
+
+
+def device_of(setting: Setting) -> str:
+    return "cuda:0" if setting.on_gpu else "cpu"
+
+
+def request_of(setting: Setting) -> Any:
+    """As the backend asks, for random weights at full size."""
+    import torch
+
+    from thor_policy_ros.backends.network_ops import TORCH_DTYPES
+    from thor_policy_ros.backends.torch_trt_engines import GraphRequest, tuned_sizes
+    from thor_policy_ros.backends.torch_trt_settings import TorchTRTSettings
+    from thor_policy_ros.backends.trt_weights import checkpoint_weights, random_weights
+
+    config = config_of(setting)
+    weights = (
+        random_weights(config) if setting.size == "full" else checkpoint_weights(GOLDEN, config)
+    )
+    return GraphRequest(
+        part=setting.part,
+        weights=weights,
+        dtype=TORCH_DTYPES[setting.dtype],
+        device="cuda:0",
+        gpu="",
+        capability="sm_{}{}".format(*torch.cuda.get_device_capability()),
+        level=2,
+        tuned=tuned_sizes(config, TorchTRTSettings()),
+        versions="",
+    )
+
+
+def model_of(setting: Setting) -> Any:
+    from thor_policy_ros.backends.trt_parts import PARTS as HELD
+
+    request = request_of(setting)
+    return request.weights.load(HELD[setting.part].holds, request.dtype, device_of(setting))
+
+
+def foreign_capability(setting: Setting) -> str:
+    """The GPU to build for instead of this one, '' for this one."""
+    import torch
+
+    from thor_policy_ros.backends.torch_trt_package import import_flavour, installed
+
+    package = installed()
+    assert package is not None
+    targets = import_flavour(package.flavour).targets()
+    own = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    if setting.capability and (setting.capability != own or not setting.on_gpu):
+        return setting.capability
+    if not setting.on_gpu or (targets and own not in targets):
+        return DEFAULT_CAPABILITY
+    return ""
+
+
+def random_inputs(setting: Setting, request: Any) -> list[Any]:
+    """Of the largest size; every key valid."""
+    import torch
+
+    from thor_policy_ros.backends.torch_trt_parts import GRAPHS
+
+    torch.manual_seed(0)
+    made = []
+    for name, spec in GRAPHS[setting.part].inputs(request.weights.config).items():
+        shape = spec.at(lambda size: size.most)
+        dtype = torch.float32 if spec.dtype else request.dtype
+        value = torch.zeros(shape) if name == "bias" else torch.randn(shape)
+        made.append(value.to(device_of(setting), dtype))
+    return made
+
+
+def largest_difference(ours: Any, theirs: Any) -> float:
+    """Over the largest value, of all outputs."""
+    pairs = zip(*(x if isinstance(x, tuple) else (x,) for x in (ours, theirs)), strict=True)
+    return max(float((a.float() - b.float()).abs().max() / b.float().abs().max()) for a, b in pairs)
+
+
+def weights_of(program: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in program.state_dict.values())
+
+
+def checkpoint_of(setting: Setting) -> Path:
+    if setting.size == "toy":
+        return GOLDEN
+    import torch
+
+    from thor_policy_ros.model.checkpoint import save_pi05
+    from thor_policy_ros.model.pi05 import Pi05
+
+    folder = setting.work / "random"
+    if not folder.is_dir():
+        torch.manual_seed(0)
+        with torch.device("cuda"):
+            model = Pi05(config_of(setting))
+        save_pi05(model, folder, torch.bfloat16)
+        del model
+        torch.cuda.empty_cache()
+    return folder
+
+
+def frame_inputs(setting: Setting) -> tuple[Any, Any]:
+    """Two cameras and 20 words at the most, and noise."""
+    from thor_policy_ros.types import ModelInputs
+
+    config, random = config_of(setting), np.random.default_rng(0)
+    size, room = config.vision.image_size, config.max_token_len
+    inputs = ModelInputs(
+        random.uniform(-1, 1, (config.num_cameras, 3, size, size)).astype(np.float32),
+        np.arange(config.num_cameras) < 2,
+        random.integers(1, config.vocab_size, room).astype(np.int32),
+        np.arange(room) < min(20, room),
+    )
+    noise = random.standard_normal((config.action_horizon, config.action_dim), dtype=np.float32)
+    return inputs, noise
+
+
+def frame(backend: Any, setting: Setting) -> tuple[Any, ...]:
+    """Keys, values and actions of one frame, in host memory."""
+    inputs, noise = frame_inputs(setting)
+    prefix = backend.prefill(inputs, 0.0)
+    actions = backend.denoise(prefix, noise, 10)
+    return (*(x.float().cpu().numpy() for x in (prefix.keys, prefix.values)), actions)
+
+
+def latency(backend: Any, setting: Setting) -> dict[str, float]:
+    """Medians over frames of two cameras and 10 steps."""
+    inputs, noise = frame_inputs(setting)
+    seen = []
+    for _ in range(FRAMES):
+        begun = time.perf_counter()
+        backend.denoise(backend.prefill(inputs, 0.0), noise, 10)
+        seen.append({**backend.stage_times_ms(), "frame": (time.perf_counter() - begun) * 1e3})
+    return {name: round(float(np.median([s[name] for s in seen[3:]])), 3) for name in seen[0]}
+
+
+def cosine(a: Any, b: Any) -> float:
+    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
