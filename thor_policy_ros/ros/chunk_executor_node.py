@@ -6,8 +6,10 @@ stops it, also when the policy's process is gone.
 
 from __future__ import annotations
 
+import gc
 import math
 import socket
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +22,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from thor_policy_ros.msg import ActionChunk
+from thor_policy_ros.ros.chunk_answers import ChunkAnswers
 from thor_policy_ros.ros.conversions import (
     NS,
     MessageError,
@@ -42,7 +45,10 @@ from thor_policy_ros.ros.limits import required_limits
 from thor_policy_ros.ros.parameter_tables import EXECUTOR
 from thor_policy_ros.ros.parameters import NodeParameters
 from thor_policy_ros.ros.process import run_node
+from thor_policy_ros.ros.realtime import RealtimeState, enter_realtime
 from thor_policy_ros.ros.tick_clock import tick_clock
+from thor_policy_ros.runtime.blending import BLENDINGS
+from thor_policy_ros.runtime.clock_jumps import JumpWatch
 from thor_policy_ros.runtime.executor import ChunkExecutor, Command
 from thor_policy_ros.runtime.latency import LatencyWindow, RateMeter
 from thor_policy_ros.runtime.latest_frames import CLOCK_TOLERANCE_S
@@ -53,9 +59,14 @@ STATE_LEVELS = {"waiting": STALE, "holding": WARN, "stopped": ERROR}
 
 
 class ChunkExecutorNode(Node):
-    """Subscribes `action_chunk` and `joint_states`; publishes `~/commands`, `~/joint_trajectory`.
+    """Subscribes `action_chunk` and `joint_states`; publishes `~/commands`, `~/joint_trajectory`
+    and, for the policy, `chunk_feedback`.
 
     One thread runs everything. Raises ValueError for limits that are missing or do not fit.
+
+    Time. Chunks and joints are stamped in ROS time, and are read in it alone. Ticks are paced,
+    and their jitter is measured, by the clock of `tick_clock`. A steady clock beside ROS time
+    tells when that jumps; the two are never added or compared but in their progress.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -70,6 +81,9 @@ class ChunkExecutorNode(Node):
         self._on_change({})
         self._command: Command | None = None
         self._not_before_s = -math.inf
+        self._pace = tick_clock(self)
+        self._jumps = JumpWatch(simulated=self.get_clock().ros_time_is_active)
+        self._realtime = RealtimeState()
         self._ticked_at_s: float | None = None
         self._jitter = LatencyWindow(self.parameters["latency_window"])
         self._chunk_rate = RateMeter(REFUSAL_SHOWN_S)
@@ -94,8 +108,18 @@ class ChunkExecutorNode(Node):
             JointState, JOINT_STATES, self._on_joint_state, sensor_qos("best_effort")
         )
         self.create_service(Trigger, "~/reset", self._on_reset)
-        self.create_timer(self._period_s, self._on_tick, clock=tick_clock(self))
+        self._answers = ChunkAnswers(self)
+        self.create_timer(self._period_s, self._on_tick, clock=self._pace)
         self._diagnostics = DiagnosticsPublisher(self, self._hardware_id, self._reports)
+
+    def enter_realtime(self) -> None:
+        """In the thread that will spin, once everything is made."""
+        gc.collect()
+        gc.freeze()  # what the imports made is never looked through again: 10 ms at a time
+        parameters = self.parameters
+        self._realtime = enter_realtime(parameters["realtime_priority"], parameters["lock_memory"])
+        for refusal in self._realtime.refusals:
+            self.get_logger().warning(refusal)
 
     def close(self) -> bool:
         """Nothing to free."""
@@ -110,14 +134,23 @@ class ChunkExecutorNode(Node):
         except MessageError as error:
             self._refuse(str(error), now_s)
             return
+        blending = self._blending_of(message)
         if chunk.observed_at_s < self._not_before_s:
-            self._refuse("chunk was observed before the reset", now_s)
-            return
-        reason = self._motion.accept(chunk, message.joint_names, now_s)
+            reason = "chunk was observed before the reset, or before the clock was set"
+        else:
+            self._motion.set_blending(blending, self.parameters["ensemble_decay"])
+            reason = self._motion.accept(chunk, message.joint_names, now_s)
         if reason:
             self._refuse(reason, now_s)
+            self._answers.refused(message, reason, now_s)
         else:
             self._chunk_rate.tick(now_s)
+            self._answers.accepted(message, blending, now_s)
+
+    def _blending_of(self, message: ActionChunk) -> str:
+        """The node's own choice, else the chunk's, else that of policies which do not say."""
+        wanted = self.parameters["chunk_blending"] or message.blending
+        return wanted if wanted in BLENDINGS else "crossfade"
 
     def _on_joint_state(self, message: JointState) -> None:
         now_s = self._now_s()
@@ -150,6 +183,7 @@ class ChunkExecutorNode(Node):
         Chunks made from older observations are refused, and no command is sent before a new one.
         """
         self._motion.reset()
+        self._answers.forget()
         self._command = None
         self._not_before_s = self._now_s()
         response.success, response.message = True, "waiting for a measurement and a new chunk"
@@ -161,8 +195,10 @@ class ChunkExecutorNode(Node):
         now_s = self._now_s()
         if now_s < self._not_before_s:  # the clock went back: that reset is not of this time
             self._not_before_s = -math.inf
-        self._count_jitter(now_s)
+        self._count_jitter()
+        self._watch_clock(now_s)
         self._command = self._motion.command(now_s)
+        self._answers.commanded(self._command, now_s)
         if self._command.positions is None:
             return
         if self._commands is not None:
@@ -177,11 +213,25 @@ class ChunkExecutorNode(Node):
         point.positions = command.positions.tolist() if command.positions is not None else []
         return JointTrajectory(joint_names=list(self._motion.joint_names), points=[point])
 
-    def _count_jitter(self, now_s: float) -> None:
+    def _count_jitter(self) -> None:
+        """By the clock that paces the ticks, so that setting another one is no jitter."""
+        at_s = self._pace.now().nanoseconds * 1e-9
         if self._ticked_at_s is not None:
-            late_ms = abs(now_s - self._ticked_at_s - self._period_s) * 1e3
+            late_ms = abs(at_s - self._ticked_at_s - self._period_s) * 1e3
             self._jitter.add({"jitter": late_ms})
-        self._ticked_at_s = now_s
+        self._ticked_at_s = at_s
+
+    def _watch_clock(self, now_s: float) -> None:
+        """A clock that is set ahead must not hurry the robot along a chunk."""
+        by_s = self._jumps.jumped_s(now_s, time.monotonic())
+        if by_s == 0.0:
+            return
+        self._motion.clock_jumped(now_s, by_s)
+        self._not_before_s = now_s
+        self.get_logger().warning(
+            f"the clock of stamps jumped by {by_s:.3f} s; the robot stops until chunks and joint "
+            "states of the new time come"
+        )
 
     # Parameters and reports
 
@@ -223,7 +273,11 @@ class ChunkExecutorNode(Node):
             "clamped_acceleration": stats.clamped_acceleration,
             "clock_jumps": stats.clock_jumps,
             "ticks": stats.ticks,
+            "scheduler": self._realtime.scheduler,
+            "memory_locked": self._realtime.memory_locked,
         }
+        for refusal in self._realtime.refusals:
+            report.note(WARN, refusal)
         self._report_jitter(report)
         return [report]
 
@@ -237,7 +291,7 @@ class ChunkExecutorNode(Node):
 
 
 def main() -> int:
-    return run_node(ChunkExecutorNode)
+    return run_node(ChunkExecutorNode, ChunkExecutorNode.enter_realtime)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from thor_policy_ros.msg import ActionChunk as ActionChunkMsg
 from thor_policy_ros.msg import FrameLatency
-from thor_policy_ros.ros.conversions import chunk_to_msg, latency_msg
+from thor_policy_ros.ros.conversions import chunk_to_msg, latency_msg, seconds
+from thor_policy_ros.ros.decision_record import DecisionRecord
 from thor_policy_ros.ros.inference_thread import Tick
 from thor_policy_ros.runtime.latency import LatencyWindow, Quantiles, RateMeter
+from thor_policy_ros.runtime.latency_injection import InjectedLatency
 from thor_policy_ros.runtime.latest_frames import LatestFrames, NotReady
 from thor_policy_ros.runtime.policy_runner import PolicyRunner
+from thor_policy_ros.runtime.real_time_chunking import RealTimeChunking
+from thor_policy_ros.runtime.reuse import ReuseRules
 from thor_policy_ros.types import FrameTiming, Observation, StepResult
 
 STAGES = (
@@ -41,6 +45,9 @@ class FrameSettings:
     num_steps: int
     deadline_ms: float
     seed: int
+    rules: ReuseRules = field(default_factory=ReuseRules)
+    blending: str = "crossfade"
+    injected: InjectedLatency = field(default_factory=InjectedLatency)
 
 
 @dataclass(frozen=True)
@@ -57,11 +64,13 @@ class PolicyFacts:
 
 @dataclass
 class FrameCounts:
-    """Since activation or the last reset. ticks: served, ready or not."""
+    """Since activation or the last reset. ticks: served, ready or not. unwanted: served
+    without a chunk on purpose, since the one in hand goes on."""
 
     ticks: int = 0
     chunks: int = 0
     refused: int = 0
+    unwanted: int = 0
     overrun_ticks: int = 0
     not_ready_ticks: int = 0
     deadline_misses: int = 0
@@ -89,6 +98,7 @@ class FrameStatistics:
     not_ready: tuple[str, ...]
     refusal: str
     prompt: str
+    decisions: DecisionRecord = field(default_factory=DecisionRecord)
 
 
 class ChunkPublisher(Protocol):
@@ -102,6 +112,7 @@ class ChunkPublisher(Protocol):
 class FrameLoop:
     """Serves ticks in the inference thread; `statistics` and `discard` may be called from any.
 
+    chunking: is told of every chunk that is published, and forgets at a reset.
     ros_now_s: ROS time, the clock of every stamp. Durations are taken by `time.perf_counter`,
     whose readings the ticks carry.
     """
@@ -115,6 +126,7 @@ class FrameLoop:
         ros_now_s: Callable[[], float],
         settings: Callable[[], FrameSettings],
         window: int,
+        chunking: RealTimeChunking | None = None,
     ) -> None:
         self._runner: PolicyRunner | None = runner
         self._frames = frames
@@ -123,6 +135,9 @@ class FrameLoop:
         self._ros_now_s = ros_now_s
         self._settings = settings
         self._window = window
+        self._chunking = chunking
+        self._random = np.random.default_rng()
+        self._hurried = threading.Event()
         self._pause = ""
         self._lock = threading.Lock()
         self._discard = False
@@ -132,6 +147,7 @@ class FrameLoop:
 
     def hand_over(self, runner: PolicyRunner, backend: str) -> None:
         """From the next frame on `runner` infers, under this name. In the inference thread."""
+        runner.reset("backend changed")
         self._runner = runner
         self._pause = ""
         self.rename(backend)
@@ -157,9 +173,13 @@ class FrameLoop:
         with self._lock:
             self._clear()
             self._discard = False
+        self._hurried.clear()
+        if self._chunking is not None:
+            self._chunking.reset()
 
     def discard(self) -> None:
         """The frame now computed must not be published; holds until `reset`."""
+        self._hurried.set()
         with self._lock:
             self._discard = True
 
@@ -175,13 +195,16 @@ class FrameLoop:
             self._count_not_ready(tick, found)
             return
         settings = self._settings()
-        result = self._step(self._completed(found), now_s, tick, settings)
+        waited_s = begun_s - tick.at_s
+        result = self._step(self._completed(found), now_s, tick, settings, waited_s)
+        if settings.injected.active:
+            self._hurried.wait(settings.injected.draw_s(self._random))
         with self._lock:
             if self._discard:
                 return
         stepped_s = time.perf_counter()
         if result.chunk is not None:
-            self._publish_chunk(result, found.prompt)
+            self._publish_chunk(result, found.prompt, settings.blending, now_s)
         self._publish_latency(result, tick, settings, begun_s, stepped_s)
 
     def statistics(self) -> FrameStatistics:
@@ -196,6 +219,7 @@ class FrameLoop:
                 not_ready=self._not_ready,
                 refusal=self._refusal,
                 prompt=self._prompt,
+                decisions=self._decisions.copy(),
             )
 
     def _clear(self) -> None:
@@ -207,6 +231,7 @@ class FrameLoop:
         self._not_ready: tuple[str, ...] = ()
         self._refusal = ""
         self._prompt = ""
+        self._decisions = DecisionRecord()
 
     def _completed(self, observation: Observation) -> Observation:
         if observation.state.shape[0] == self._facts.state_dim:
@@ -214,13 +239,26 @@ class FrameLoop:
         return replace(observation, state=np.zeros(self._facts.state_dim, np.float32))
 
     def _step(
-        self, observation: Observation, now_s: float, tick: Tick, settings: FrameSettings
+        self,
+        observation: Observation,
+        now_s: float,
+        tick: Tick,
+        settings: FrameSettings,
+        waited_s: float,
     ) -> StepResult:
         assert self._runner is not None
+        self._runner.rules = settings.rules
         seed = None if settings.seed < 0 else settings.seed + self._frame
         self._frame += 1
         try:
-            return self._runner.step(observation, now_s, tick.number, settings.num_steps, seed=seed)
+            return self._runner.step(
+                observation,
+                now_s,
+                tick.number,
+                settings.num_steps,
+                seed=seed,
+                waited_s=waited_s,
+            )
         except ValueError as error:
             return StepResult(None, FrameTiming(), refused=str(error))
 
@@ -231,7 +269,9 @@ class FrameLoop:
             self._counts.not_ready_ticks += 1
             self._not_ready = found.reasons
 
-    def _publish_chunk(self, result: StepResult, prompt: str) -> None:
+    def _publish_chunk(
+        self, result: StepResult, prompt: str, blending: str, began_s: float
+    ) -> None:
         assert result.chunk is not None
         self._sequence += 1
         message = chunk_to_msg(
@@ -243,6 +283,10 @@ class FrameLoop:
             prefix_age_s=result.timing.prefix_age_ms * 1e-3,
             now_s=self._ros_now_s(),
         )
+        message.blending, message.guided_rows = blending, result.guided_rows
+        if self._chunking is not None:  # before an executor can answer
+            published_s = seconds(message.header.stamp)
+            self._chunking.sent(self._sequence, result.chunk, prompt, began_s, published_s)
         self._publisher.chunk(message)
         with self._lock:
             self._prompt = prompt
@@ -275,6 +319,7 @@ class FrameLoop:
     def _count_frame(
         self, result: StepResult, tick: Tick, message: FrameLatency, done_s: float
     ) -> None:
+        assert self._runner is not None
         with self._lock:
             counts = self._counts
             counts.ticks += 1
@@ -284,10 +329,14 @@ class FrameLoop:
                 counts.chunks += 1
                 self._chunk_rate.tick(done_s)
                 self._chunk_at_s = done_s
-            else:
+            elif result.refused:
                 counts.refused += 1
-            self._latency.add({stage: getattr(message, f"{stage}_ms") for stage in STAGES})
-            self._misses.append(message.deadline_missed)
+            else:
+                counts.unwanted += 1
+            if result.chunk is not None or result.refused:
+                self._latency.add({stage: getattr(message, f"{stage}_ms") for stage in STAGES})
+                self._misses.append(message.deadline_missed)
+            self._decisions.add(result, self._runner)
             self._not_ready = ()
             self._refusal = result.refused
             message.dropped_frames = sum(self._frames.drops.values())

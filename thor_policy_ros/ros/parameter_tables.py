@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from thor_policy_ros.backends.registry import BACKENDS
 from thor_policy_ros.ros.parameters import ParameterRow
+from thor_policy_ros.ros.reuse_parameters import REUSE
+from thor_policy_ros.ros.smooth_motion_parameters import EXECUTOR_MOTION, INJECTION, POLICY_MOTION
 
 _INF = float("inf")
 
@@ -70,14 +72,7 @@ POLICY = (
         choices=tuple(BACKENDS),
         live=True,
     ),
-    ParameterRow(
-        "kv_reuse_freq",
-        "int",
-        0,
-        "Refill the prefix every so many ticks; 0: as the backend's name says",
-        bounds=(0, 100),
-        live=True,
-    ),
+    *REUSE,
     ParameterRow(
         "switch_mode",
         "string",
@@ -264,6 +259,8 @@ POLICY = (
         bounds=(0.0, 1.0),
         live=True,
     ),
+    *POLICY_MOTION,
+    *INJECTION,
     *LIMITS,
     *COMMON,
 )
@@ -370,6 +367,7 @@ EXECUTOR = (
         bounds=(0.0, 1000.0),
         live=True,
     ),
+    *EXECUTOR_MOTION,
     *LIMITS,
     ACCELERATION_LIMIT,
     *COMMON,
@@ -439,4 +437,5 @@ SIM_ROBOT = (
         "chunk_executor_node",
         "Node whose ~/reset is called between episodes; empty: none",
     ),
+    *INJECTION,
 )

@@ -20,14 +20,22 @@ from rclpy.timer import Timer
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from thor_policy_ros.backends.registry import availability, spec_of
-from thor_policy_ros.msg import ActionChunk, FrameLatency
+from thor_policy_ros.backends.registry import availability
+from thor_policy_ros.msg import ActionChunk, ChunkFeedback, FrameLatency
+from thor_policy_ros.ros.chunk_answers import FEEDBACK_QOS, TOPIC
+from thor_policy_ros.ros.conversions import seconds
+from thor_policy_ros.ros.decision_record import reuse_report
 from thor_policy_ros.ros.diagnostics import (
     DiagnosticsPublisher,
     Report,
     note_missing_clock,
 )
-from thor_policy_ros.ros.frame_loop import FrameLoop, FrameSettings, PolicyFacts
+from thor_policy_ros.ros.frame_loop import (
+    FrameLoop,
+    FrameSettings,
+    FrameStatistics,
+    PolicyFacts,
+)
 from thor_policy_ros.ros.inference_thread import InferenceThread
 from thor_policy_ros.ros.inputs import LATCHED, PolicyInputs
 from thor_policy_ros.ros.lifecycle import (
@@ -37,6 +45,7 @@ from thor_policy_ros.ros.lifecycle import (
 )
 from thor_policy_ros.ros.limits import limits_of
 from thor_policy_ros.ros.live_switch import LiveSwitch
+from thor_policy_ros.ros.motion_reports import injection_report, motion_report
 from thor_policy_ros.ros.parameter_tables import CAMERA, POLICY
 from thor_policy_ros.ros.parameters import NodeParameters
 from thor_policy_ros.ros.policy_reports import (
@@ -45,8 +54,18 @@ from thor_policy_ros.ros.policy_reports import (
     input_report,
     lifecycle_report,
 )
-from thor_policy_ros.ros.policy_session import cameras_of, check_cameras, facts_of
+from thor_policy_ros.ros.policy_session import (
+    cameras_of,
+    check_cameras,
+    chunking_refusal,
+    facts_of,
+)
 from thor_policy_ros.ros.process import run_node
+from thor_policy_ros.ros.reuse_parameters import reuse_refusal, reuse_rules
+from thor_policy_ros.ros.smooth_motion_parameters import (
+    chunking_rules,
+    injected_latency,
+)
 from thor_policy_ros.ros.tick_clock import tick_clock
 from thor_policy_ros.ros.verified_loading import (
     LoadedPolicy,
@@ -57,6 +76,7 @@ from thor_policy_ros.ros.verified_loading import (
 )
 from thor_policy_ros.runtime.latest_frames import LatestFrames
 from thor_policy_ros.runtime.policy_runner import PolicyRunner
+from thor_policy_ros.runtime.real_time_chunking import RealTimeChunking
 from thor_policy_ros.types import BackendUnavailableError, VerificationFailedError
 
 if TYPE_CHECKING:
@@ -89,10 +109,12 @@ class PolicyNode(PatientLifecycleNode):
         self._frames: LatestFrames | None = None
         self._inputs: PolicyInputs | None = None
         self._loop: FrameLoop | None = None
+        self._chunking = RealTimeChunking(chunking_rules(self.parameters))
         self._timer: Timer | None = None
         self._chunks = self.create_lifecycle_publisher(ActionChunk, "~/action_chunk", RELIABLE)
         self._latencies = self.create_lifecycle_publisher(FrameLatency, "~/frame_latency", RELIABLE)
         self.create_subscription(String, "instruction", self._on_instruction, LATCHED)
+        self.create_subscription(ChunkFeedback, TOPIC, self._on_feedback, FEEDBACK_QOS)
         self.create_service(
             Trigger, "~/reset", self._on_reset, callback_group=ReentrantCallbackGroup()
         )
@@ -163,6 +185,9 @@ class PolicyNode(PatientLifecycleNode):
         cameras = cameras_of(parameters)
         check_cameras(cameras, policy.config)
         facts = facts_of(parameters, policy)
+        refusal = chunking_refusal(parameters, policy)
+        if refusal:
+            raise ValueError(refusal)
         joint_names = parameters["joint_names"]
         self._frames = LatestFrames(
             [camera.slot for camera in cameras],
@@ -187,15 +212,26 @@ class PolicyNode(PatientLifecycleNode):
     ) -> FrameLoop:
         runner = self._make_runner(policy, facts)
         window = self.parameters["latency_window"]
-        return FrameLoop(runner, frames, facts, self, self._ros_now_s, self._settings, window)
+        return FrameLoop(
+            runner,
+            frames,
+            facts,
+            self,
+            self._ros_now_s,
+            self._settings,
+            window,
+            self._chunking,
+        )
 
     def _make_runner(self, policy: UnifiedPolicy, facts: PolicyFacts) -> PolicyRunner:
-        return PolicyRunner(
+        runner = PolicyRunner(
             policy,
             limits_of(self.parameters, facts.action_names),
             time.perf_counter,
             joint_names=facts.action_names,
         )
+        runner.chunking = self._chunking
+        return runner
 
     def _make_switch(
         self, loaded: LoadedPolicy, references: References, loop: FrameLoop, facts: PolicyFacts
@@ -264,6 +300,13 @@ class PolicyNode(PatientLifecycleNode):
         if self._thread is not None:
             self._thread.tick(time.perf_counter())
 
+    def _on_feedback(self, message: ChunkFeedback) -> None:
+        """The executor's word of when the robot began to move by a chunk."""
+        if message.taken_up:
+            self._chunking.taken_up(message.sequence, seconds(message.header.stamp))
+        else:
+            self._chunking.refused(message.sequence)
+
     def _on_instruction(self, message: String) -> None:
         self._set_instruction(message.data)
 
@@ -312,9 +355,11 @@ class PolicyNode(PatientLifecycleNode):
 
     def _check(self, values: Mapping[str, Any]) -> str:
         """Why these values cannot be taken together. Fast: nothing is loaded here."""
-        name = values["backend"]
-        if spec_of(name).pipelined and values["kv_reuse_freq"] > 1:
-            return f"backend {name!r} refills every frame; set kv_reuse_freq to 0 or 1"
+        name, refusal = values["backend"], reuse_refusal(values)
+        loaded = self._switch.loaded if self._switch is not None else None
+        refusal = refusal or chunking_refusal(values, None if loaded is None else loaded.policy)
+        if refusal:
+            return refusal
         if self._switch is None or name == self.parameters["backend"]:
             return ""  # configure will say what is missing
         missing = availability(name)
@@ -325,6 +370,7 @@ class PolicyNode(PatientLifecycleNode):
             self._switch.set_reuse(changed["kv_reuse_freq"])
         if self._switch is not None and "backend" in changed:
             self._switch.request(changed["backend"])
+        self._chunking.rules = chunking_rules(self.parameters)
         if "instruction" in changed:
             self._set_instruction(changed["instruction"])
         if self._frames is not None:
@@ -335,10 +381,14 @@ class PolicyNode(PatientLifecycleNode):
 
     def _settings(self) -> FrameSettings:
         period_ms = 1e3 / self.parameters["control_rate_hz"]
+        deadline_ms = self.parameters["deadline_ms"] or period_ms
         return FrameSettings(
             num_steps=self.parameters["num_denoise_steps"],
-            deadline_ms=self.parameters["deadline_ms"] or period_ms,
+            deadline_ms=deadline_ms,
             seed=self.parameters["seed"],
+            rules=reuse_rules(self.parameters, deadline_ms),
+            blending=self.parameters["chunk_blending"],
+            injected=injected_latency(self.parameters),
         )
 
     # Reports
@@ -369,7 +419,20 @@ class PolicyNode(PatientLifecycleNode):
             backend_report(self._switch),
             input_report(records, self._frames, statistics, now_s, active),
             inference_report(self.parameters, statistics, active),
+            self._reuse_report(statistics if active else None),
+            motion_report(self.parameters, self._chunking.facts, active),
+            injection_report(injected_latency(self.parameters)),
         ]
+
+    def _reuse_report(self, statistics: FrameStatistics | None) -> Report:
+        loaded = self._switch.loaded if self._switch is not None else None
+        settings = self._settings()
+        return reuse_report(
+            None if statistics is None else statistics.decisions,
+            settings.rules,
+            1 if loaded is None else loaded.policy.spec.reuse_every,
+            settings.num_steps,
+        )
 
 
 def main() -> int:

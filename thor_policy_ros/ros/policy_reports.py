@@ -128,6 +128,7 @@ def inference_report(
         "instruction": statistics.prompt,
         "chunks": counts.chunks,
         "refused_chunks": counts.refused,
+        "unwanted_chunks": counts.unwanted,
         "overrun_ticks": counts.overrun_ticks,
         "not_ready_ticks": counts.not_ready_ticks,
         "deadline_misses": counts.deadline_misses,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from thor_policy_ros.ros.frame_loop import PolicyFacts
 from thor_policy_ros.ros.inputs import Camera
@@ -54,3 +54,22 @@ def facts_of(parameters: NodeParameters, policy: UnifiedPolicy) -> PolicyFacts:
             f"{config.action_dim} actions: name the joint that each commands"
         )
     return PolicyFacts(policy.spec.name, tuple(action_names), config.state_dim)
+
+
+def chunking_refusal(
+    values: Mapping[str, Any] | NodeParameters, policy: UnifiedPolicy | None
+) -> str:
+    """Why the loaded policy (None before configure) cannot chunk as wanted, or ''."""
+    if policy is None or (values["chunk_blending"], values["rtc_mode"]) != ("rtc", "trained"):
+        return ""
+    if not policy.config.trained_prefix_rows:
+        return (
+            f"checkpoint {policy.config.name!r} was not trained with a prefix of actions; "
+            "set rtc_mode to 'guided'"
+        )
+    if not getattr(policy.backend, "takes_clean_rows", False):
+        return (
+            f"backend {policy.spec.name!r} takes no prefix of clean actions; set rtc_mode to "
+            "'guided', or backend to 'pytorch'"
+        )
+    return ""

@@ -8,6 +8,7 @@ begins with the first command that follows.
 from __future__ import annotations
 
 import enum
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import rclpy
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock as ClockMsg
 from sensor_msgs.msg import Image, JointState
@@ -25,11 +27,15 @@ from std_msgs.msg import Float64MultiArray, String
 
 from thor_policy_ros.msg import EpisodeResult
 from thor_policy_ros.ros.conversions import header, image_from_rgb, time_msg
+from thor_policy_ros.ros.delay_line import DelayLine
+from thor_policy_ros.ros.diagnostics import DiagnosticsPublisher
 from thor_policy_ros.ros.inputs import JOINT_STATES, LATCHED
+from thor_policy_ros.ros.motion_reports import injection_report
 from thor_policy_ros.ros.parameter_tables import SIM_ROBOT
 from thor_policy_ros.ros.parameters import NodeParameters
 from thor_policy_ros.ros.process import run_node
 from thor_policy_ros.ros.reset_calls import ResetCalls
+from thor_policy_ros.ros.smooth_motion_parameters import injected_latency
 from thor_policy_ros.sim.arm_env import TabletopArm
 from thor_policy_ros.sim.recording import Recorder
 
@@ -90,6 +96,8 @@ class SimRobotNode(Node):
         self._behind = 0
         self._camera_due = Due(parameters["camera_rate_hz"])
         self._joints_due = Due(parameters["joint_state_rate_hz"])
+        self._random = np.random.default_rng(parameters["seed"])
+        self._wire = DelayLine()
         self._make_interfaces()
         self._begin_episode()
         self._began_s = time.perf_counter()
@@ -109,6 +117,9 @@ class SimRobotNode(Node):
         self.create_subscription(Float64MultiArray, "commands", self._on_command, RELIABLE)
         others = (self.parameters["policy_node"], self.parameters["executor_node"])
         self._resets = ResetCalls(self, tuple(name for name in others if name))
+        self._diagnostics = DiagnosticsPublisher(
+            self, socket.gethostname, lambda: [injection_report(injected_latency(self.parameters))]
+        )
 
     def close(self) -> bool:
         """Nothing to free."""
@@ -121,6 +132,7 @@ class SimRobotNode(Node):
         for _ in range(self._steps_due()):
             self._step()
         self._clock_out.publish(ClockMsg(clock=time_msg(self._time_s)))
+        self._wire.flush(self._time_s)
         if self._joints_due(self._time_s):
             self._publish_joints()
         if self._phase in (Phase.READY, Phase.RUNNING) and self._camera_due(self._time_s):
@@ -209,12 +221,21 @@ class SimRobotNode(Node):
     def _publish_joints(self) -> None:
         message = JointState(header=header(self._stamp_s()), name=list(self._arm.joint_names))
         message.position = self._arm.state().tolist()
-        self._joints.publish(message)
+        self._send(self._joints, message, self._delay_s())
+
+    def _delay_s(self) -> float:
+        """In simulated time; 0 unless a test adds latency."""
+        return injected_latency(self.parameters).draw_s(self._random)
+
+    def _send(self, publisher: Publisher, message: Any, delay_s: float) -> None:
+        """On the one wire of all sensors, where a test may delay it."""
+        self._wire.send(publisher.publish, message, self._time_s, delay_s)
 
     def _publish_images(self) -> None:
         stamp_s = self._stamp_s()
+        delay_s = self._delay_s()  # both pictures are of one moment
         for publisher, message in zip(self._cameras, self._image_messages(stamp_s), strict=True):
-            publisher.publish(message)
+            self._send(publisher, message, delay_s)
 
     def _image_messages(self, stamp_s: float) -> Iterator[Image]:
         pictures = self._arm.images().values()

@@ -49,8 +49,8 @@ POLICY_MOTION = (
         "rtc_mode",
         "string",
         _RULES.mode,
-        "guided pulls the flow of any checkpoint; trained gives the rows as they are to a "
-        "checkpoint that was trained to continue them (trained_prefix_rows in its config)",
+        "How rtc continues: guided pulls the flow of any checkpoint; trained gives the rows as "
+        "they are to one that was trained to continue them (trained_prefix_rows in its config)",
         choices=MODES,
         live=True,
     ),
@@ -70,7 +70,8 @@ EXECUTOR_MOTION = (
         "ensemble_decay",
         "double",
         0.5,
-        "temporal_ensemble: a chunk counts e^-decay for every row that it is older than the newest",
+        "In a temporal_ensemble a chunk counts e^-decay for each row that it is older than the "
+        "newest",
         bounds=(0.0, 10.0),
         live=True,
     ),
