@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
@@ -103,8 +104,15 @@ BACKENDS: dict[str, BackendSpec] = {
 }
 
 
+REMOTE = BackendSpec("openpi_remote", "openpi_remote")
+"""No engine: whole chunks from a server elsewhere, `serving.remote_policy`. The node has it."""
+REMOTE_PACKAGES = ("msgpack", "websockets")
+
+
 def spec_of(name: str) -> BackendSpec:
     """The row of a backend; ValueError that lists the choices for an unknown name."""
+    if name == REMOTE.name:
+        return REMOTE
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; choose one of: {', '.join(BACKENDS)}")
     return BACKENDS[name]
@@ -112,6 +120,8 @@ def spec_of(name: str) -> BackendSpec:
 
 def availability(name: str) -> tuple[str, ...]:
     """What is missing to run the named backend on this machine; () when it can run."""
+    if name == REMOTE.name:
+        return tuple(f"package {one}" for one in REMOTE_PACKAGES if find_spec(one) is None)
     return _engine_module(spec_of(name)).missing()
 
 
@@ -131,6 +141,8 @@ def create_backend(
     CheckpointError for weights that do not fit.
     """
     spec = spec_of(name)
+    if spec is REMOTE:
+        raise ValueError(f"backend {name!r} is no engine: use serving.remote_policy.RemotePolicy")
     missing = availability(name)
     if missing:
         raise BackendUnavailableError(

@@ -23,6 +23,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
+from websockets.protocol import State
 
 from thor_policy_ros.runtime.unified_policy import InferenceRefusedError
 from thor_policy_ros.serving.inference_worker import Answer, BusyError, InferenceWorker
@@ -139,7 +140,7 @@ class PolicyServer:
         except ClientLeftError:
             self._tell(f"{name} left before its answer")
         except asyncio.TimeoutError:
-            connection.transport.abort()
+            _cut_off(connection)
             seconds = self._settings.send_timeout_s
             self._tell(f"{name} dropped: took nothing for {seconds:g} s")
         except Exception as error:
@@ -216,7 +217,12 @@ class PolicyServer:
         except asyncio.TimeoutError:
             self._tell(f"{len(self._answering)} clients did not end in time and were dropped")
             for connection in list(self._answering):
-                connection.transport.abort()
+                _cut_off(connection)
+
+
+def _cut_off(connection: ServerConnection) -> None:
+    if connection.state is not State.CLOSED:
+        connection.transport.abort()
 
 
 def _name(connection: ServerConnection) -> str:

@@ -13,6 +13,7 @@ from thor_policy_ros.backends.batched import can_batch, sample_batch
 from thor_policy_ros.model.config import PolicyConfig
 from thor_policy_ros.runtime.safety import check_chunk
 from thor_policy_ros.runtime.unified_policy import InferenceRefusedError, UnifiedPolicy
+from thor_policy_ros.runtime.verification import precision_of
 from thor_policy_ros.types import F32, ActionChunk, ModelInputs, Observation
 
 MAX_STEPS = 100
@@ -73,6 +74,7 @@ class LocalPolicy:
         return {
             "config": self.config.name,
             "backend": self._policy.spec.name,
+            "precision": precision_of(self._policy),
             "action_horizon": model.action_horizon,
             "action_dim": self.config.action_dim,
             "action_dt_s": self.config.action_dt_s,
