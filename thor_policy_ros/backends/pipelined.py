@@ -47,6 +47,7 @@ class PipelinedBackend:
         self.dtype = engine.dtype
         self.notes: tuple[str, ...] = getattr(engine, "notes", ())
         self.warnings: tuple[str, ...] = getattr(engine, "warnings", ())
+        self.bytes_outside_torch: int = getattr(engine, "bytes_outside_torch", 0)
         self._engine = engine
         self._beside = _SideStream(self.device) if self.device.type == "cuda" else None
 

@@ -53,12 +53,25 @@ class Loaded:
 
 def missing() -> tuple[str, ...]:
     """The package, a GPU, and one that the package knows."""
-    lacking = [lacking_tensorrt()]
-    if not torch.cuda.is_available():
-        lacking.append(f"a CUDA GPU (torch {torch.__version__} sees none)")
-    elif not lacking[0]:
-        lacking.append(lacking_target(import_tensorrt(), CURRENT, present_capability()))
-    return tuple(filter(None, lacking))
+    package, present = lacking_tensorrt(), present_capability()
+    if package:
+        return (package,) if present else (package, no_gpu(""))
+    tensorrt = import_tensorrt()
+    if present is None:
+        return (no_gpu(known_gpus(tensorrt)),)
+    lacking = lacking_target(tensorrt, CURRENT, present)
+    return (lacking,) if lacking else ()
+
+
+def no_gpu(known: str) -> str:
+    """What to say where there is none. known: see `known_gpus`."""
+    return f"a CUDA GPU{known} (torch {torch.__version__} sees none)"
+
+
+def known_gpus(tensorrt: TensorRT) -> str:
+    """' of sm_75, sm_120' where the package has such a list, else ''."""
+    targets = tensorrt.targets()
+    return f" of {', '.join(targets)}, which {tensorrt.flavour} runs on" if targets else ""
 
 
 def load(
@@ -88,7 +101,11 @@ def load(
         engines = on_device(on_gpu, target_device)
         model = weights.load(in_no_engine, kind, target_device)
         return TensorRTBackend(
-            spec, model, engines, notes=notes_of(tensorrt, options, cache, loaded)
+            spec,
+            model,
+            engines,
+            notes=notes_of(tensorrt, options, cache, loaded),
+            bytes_outside_torch=sum(len(part.obtained.engine) for part in loaded.values()),
         )
 
 

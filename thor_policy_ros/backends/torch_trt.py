@@ -79,7 +79,8 @@ def load(
         model = weights.load(lambda p: _kept(p, settings.compiled), kind, target)
         engines = engines_of(loaded, model, target)
         notes = notes_of(package, tensorrt, options, settings, cache, loaded)
-        return TensorRTBackend(spec, model, engines, notes=notes)
+        held = sum(len(part.obtained.engine) for part in loaded.values())
+        return TensorRTBackend(spec, model, engines, notes=notes, bytes_outside_torch=held)
 
 
 class Loaded(NamedTuple):

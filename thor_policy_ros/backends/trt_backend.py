@@ -60,7 +60,8 @@ class TensorRTBackend:
 
     model: with the parameters that are in no engine, on the device. clock: seconds, times the
     stages on a CPU. recorder: None for CUDA graphs where there is a GPU.
-    notes: facts about the loaded engines, for diagnostics.
+    notes: facts about the loaded engines, for diagnostics. bytes_outside_torch: of device memory
+    that engines hold and torch does not know of.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class TensorRTBackend:
         engines: Engines,
         *,
         notes: tuple[str, ...] = (),
+        bytes_outside_torch: int = 0,
         clock: Callable[[], float] = time.perf_counter,
         recorder: Recorder | None = None,
     ) -> None:
         self.spec = spec
         self.notes = notes
+        self.bytes_outside_torch = bytes_outside_torch
         self.device = model.language.embed_tokens.weight.device
         self.dtype = model.dtype
         self._model: Pi05 | None = model

@@ -15,6 +15,7 @@ from typing import Any
 
 from thor_policy_ros.backends.trt_module import CURRENT, TensorRT
 from thor_policy_ros.backends.trt_ops import TensorRTOps
+from thor_policy_ros.types import BackendUnavailableError
 
 OPTIMIZATION_LEVELS = range(6)
 DEFAULT_LEVEL = 2
@@ -26,7 +27,7 @@ Say = Callable[[str, float], None]
 """(what is being done, how much of the whole is done: 0 to 1)"""
 
 
-class EngineBuildError(RuntimeError):
+class EngineBuildError(BackendUnavailableError):
     """TensorRT built no engine; the message holds what its logger said."""
 
 

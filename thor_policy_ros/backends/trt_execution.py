@@ -16,9 +16,10 @@ from torch import Tensor
 from thor_policy_ros.backends.network_ops import TORCH_DTYPES
 from thor_policy_ros.backends.trt_builder import collecting_logger
 from thor_policy_ros.backends.trt_module import TensorRT
+from thor_policy_ros.types import BackendUnavailableError
 
 
-class EngineExecutionError(RuntimeError):
+class EngineExecutionError(BackendUnavailableError):
     """TensorRT refused to load or run an engine; the message holds what its logger said."""
 
 

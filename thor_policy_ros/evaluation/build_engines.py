@@ -21,7 +21,7 @@ from rich.table import Table
 
 from thor_policy_ros.backends.engine_cache import EngineCache
 from thor_policy_ros.backends.pytorch import DTYPES
-from thor_policy_ros.backends.trt_builder import OPTIMIZATION_LEVELS, EngineBuildError
+from thor_policy_ros.backends.trt_builder import OPTIMIZATION_LEVELS
 from thor_policy_ros.backends.trt_engines import (
     EngineRequest,
     Obtained,
@@ -41,7 +41,7 @@ from thor_policy_ros.evaluation.result_files import (
     write_json,
 )
 from thor_policy_ros.model.named_configs import NAMED, load_policy_config
-from thor_policy_ros.types import BackendUnavailableError, EngineOptions
+from thor_policy_ros.types import EngineOptions
 
 DEFAULTS = EngineOptions()
 
@@ -78,10 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build, print, write."""
-    try:
-        report = build_report(arguments)
-    except EngineBuildError as error:
-        raise BackendUnavailableError(str(error)) from error
+    report = build_report(arguments)
     if arguments.json != "-":
         Console().print(report_table(report))
         print(f"engines in {report['settings']['cache']}")
@@ -93,7 +90,7 @@ def build_report(arguments: argparse.Namespace) -> dict[str, Any]:
     """Command, machine, versions, settings, and each part's figures, as plain JSON data.
 
     Raises BackendUnavailableError naming what is missing to build for the target, before any
-    weight is read.
+    weight is read, or what the builder said.
     """
     parts = part_names(arguments.parts)
     tensorrt = import_tensorrt()

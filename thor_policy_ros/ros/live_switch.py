@@ -193,6 +193,7 @@ class LiveSwitch:
         if mode == "beside":
             return ""
         free, used = device_memory(getattr(running.backend, "device", None))
+        used += getattr(running.backend, "bytes_outside_torch", 0)
         if fits_beside(free, used):
             return ""
         return (
