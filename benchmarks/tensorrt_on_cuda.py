@@ -149,7 +149,7 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
             inputs, noise = random_frame(config, seed)
             prefix = made.prefill(inputs, 0.0)
             actions = made.denoise(prefix, noise, 10)
-            kv = [tensor.float().cpu().numpy() for tensor in (prefix.keys, prefix.values)]
+            kv = [tensor.float().cpu().numpy().copy() for tensor in (prefix.keys, prefix.values)]
             found.append([*kv, actions - noise])
         made.close()
         torch.cuda.empty_cache()
