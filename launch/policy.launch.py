@@ -13,7 +13,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
 
 from launch import LaunchContext, LaunchDescription
-from thor_policy_ros.backends.registry import BACKENDS
+from thor_policy_ros.backends.registry import BACKENDS, REMOTE
 
 FLAG = ["true", "false"]
 # Two 640x480 cameras at 30 Hz arrived at 11 to 15 Hz by default, and at 30 Hz with this.
@@ -23,7 +23,7 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         "backend",
         default_value="pytorch",
-        choices=list(BACKENDS),
+        choices=[*BACKENDS, REMOTE.name],
         description="Engine that runs the model",
     ),
     DeclareLaunchArgument(

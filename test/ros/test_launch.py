@@ -14,7 +14,7 @@ from ament_index_python.packages import get_package_share_directory
 from support.launch_recorder import LaunchRefusedError, Recording, record
 from support.ros_probe import Probe
 
-from thor_policy_ros.backends.registry import BACKENDS
+from thor_policy_ros.backends.registry import BACKENDS, REMOTE
 from thor_policy_ros.msg import ActionChunk, EpisodeResult
 
 SHARE = Path(get_package_share_directory("thor_policy_ros"))
@@ -33,7 +33,7 @@ def test_every_argument_has_a_description_and_a_default_among_its_choices(file: 
 
 
 def test_choices_are_those_of_the_registry() -> None:
-    assert record(POLICY).arguments["backend"].choices == list(BACKENDS)
+    assert record(POLICY).arguments["backend"].choices == [*BACKENDS, REMOTE.name]
     with pytest.raises(LaunchRefusedError, match="backend:=no_such"):
         record(POLICY, backend="no_such")
 

@@ -130,16 +130,15 @@ def load_policy_config(
     saved by openpi or LeRobot have no such entry, so their policy has to be named. What their
     `config.json` does say must agree: ValueError names each difference.
     """
-    chosen = _chosen(Path(folder), config)
+    chosen = _from_folder(Path(folder)) if config is None else chosen_config(config)
     _check_agreement(chosen, Path(folder) / CONFIG)
     return chosen
 
 
-def _chosen(folder: Path, config: PolicyConfig | str | Path | None) -> PolicyConfig:
+def chosen_config(config: PolicyConfig | str | Path) -> PolicyConfig:
+    """A PolicyConfig as it is, by its name in NAMED, or from a JSON file of its fields."""
     if isinstance(config, PolicyConfig):
         return config
-    if config is None:
-        return _from_folder(folder)
     if str(config) in NAMED:
         return NAMED[str(config)]
     if Path(config).is_file():

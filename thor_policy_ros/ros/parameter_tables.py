@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from thor_policy_ros.backends.registry import BACKENDS
+from thor_policy_ros.backends.registry import BACKENDS, REMOTE
 from thor_policy_ros.ros.parameters import ParameterRow
+from thor_policy_ros.ros.remote_parameters import REMOTE_SERVER
 from thor_policy_ros.ros.reuse_parameters import REUSE
 from thor_policy_ros.ros.smooth_motion_parameters import EXECUTOR_MOTION, INJECTION, POLICY_MOTION
 
@@ -69,10 +70,11 @@ POLICY = (
         "pytorch",
         "Engine that runs the model. Set while the robot runs, it is loaded and verified beside "
         "the running one and takes over between two frames",
-        choices=tuple(BACKENDS),
+        choices=(*BACKENDS, REMOTE.name),
         live=True,
     ),
     *REUSE,
+    *REMOTE_SERVER,
     ParameterRow(
         "switch_mode",
         "string",

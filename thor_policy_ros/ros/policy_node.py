@@ -59,6 +59,7 @@ from thor_policy_ros.ros.policy_session import (
     check_cameras,
     chunking_refusal,
     facts_of,
+    make_runner,
 )
 from thor_policy_ros.ros.process import run_node
 from thor_policy_ros.ros.reuse_parameters import reuse_refusal, reuse_rules
@@ -224,12 +225,8 @@ class PolicyNode(PatientLifecycleNode):
         )
 
     def _make_runner(self, policy: UnifiedPolicy, facts: PolicyFacts) -> PolicyRunner:
-        runner = PolicyRunner(
-            policy,
-            limits_of(self.parameters, facts.action_names),
-            time.perf_counter,
-            joint_names=facts.action_names,
-        )
+        limits = limits_of(self.parameters, facts.action_names)
+        runner = make_runner(policy, limits, time.perf_counter, facts.action_names)
         runner.chunking = self._chunking
         return runner
 

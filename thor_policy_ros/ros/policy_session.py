@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
+from thor_policy_ros.backends.registry import REMOTE
 from thor_policy_ros.ros.frame_loop import PolicyFacts
 from thor_policy_ros.ros.inputs import Camera
 from thor_policy_ros.ros.parameters import NodeParameters
+from thor_policy_ros.runtime.policy_runner import PolicyRunner
+from thor_policy_ros.types import JointLimits
 
 if TYPE_CHECKING:
     from thor_policy_ros.model.config import PolicyConfig
     from thor_policy_ros.runtime.unified_policy import UnifiedPolicy
+    from thor_policy_ros.serving.remote_policy import RemotePolicy
 
 
 def cameras_of(parameters: NodeParameters) -> tuple[Camera, ...]:
@@ -73,3 +77,17 @@ def chunking_refusal(
             "'guided', or backend to 'pytorch'"
         )
     return ""
+
+
+def make_runner(
+    policy: UnifiedPolicy,
+    limits: JointLimits | None,
+    clock: Callable[[], float],
+    joint_names: Sequence[str],
+) -> PolicyRunner:
+    """The runner of a policy that runs here, or of one on a server."""
+    if policy.spec.engine != REMOTE.engine:
+        return PolicyRunner(policy, limits, clock, joint_names=joint_names)
+    from thor_policy_ros.serving.remote_policy import RemoteRunner  # with packages of its own
+
+    return RemoteRunner(cast("RemotePolicy", policy), limits, clock, joint_names=joint_names)

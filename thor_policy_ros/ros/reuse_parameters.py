@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from thor_policy_ros.backends.registry import spec_of
+from thor_policy_ros.backends.registry import REMOTE, spec_of
 from thor_policy_ros.ros.parameters import ParameterRow
 from thor_policy_ros.runtime.reuse import ADAPTIVE_THRESHOLD, MODES, ReuseRules
 
@@ -88,7 +88,7 @@ def reuse_rules(values: Values, deadline_ms: float) -> ReuseRules:
 def reuse_refusal(values: Mapping[str, Any]) -> str:
     """Why these parameters do not go together, or ''."""
     name = values["backend"]
-    if not spec_of(name).pipelined:
+    if not spec_of(name).pipelined and name != REMOTE.name:
         return ""
     if values["kv_reuse_freq"] > 1:
         return f"backend {name!r} refills every frame; set kv_reuse_freq to 0 or 1"

@@ -4,7 +4,7 @@ What is verified against what: every backend against `pytorch` in float32 on the
 every load. The reference is loaded, run and freed before the backend is loaded, once for each
 configure; its frames stay on the host for later switches. Where the backend is itself `pytorch`
 in float32, it is its own reference: then the check is that its values are finite and that it
-repeats them.
+repeats them. A policy on a server is checked by `remote_loading`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from thor_policy_ros.backends.registry import REMOTE
 from thor_policy_ros.ros.parameters import NodeParameters
+from thor_policy_ros.ros.remote_parameters import RemoteServer
 from thor_policy_ros.types import (
     EngineOptions,
     Observation,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 DEFAULT_ENGINES = EngineOptions()
+DEFAULT_SERVER = RemoteServer()
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class LoadRequest:
     observations: int = 3
     report_dir: str = ""
     engine_options: EngineOptions = DEFAULT_ENGINES
+    remote: RemoteServer = DEFAULT_SERVER
 
     @staticmethod
     def of(parameters: NodeParameters) -> LoadRequest:
@@ -73,6 +77,7 @@ class LoadRequest:
                 cache_dir=parameters["engine_cache_dir"],
                 cache_limit_gib=parameters["engine_cache_limit"],
             ),
+            remote=RemoteServer.of(parameters),
         )
 
 
@@ -97,7 +102,7 @@ class References:
         if self._frames or _asks_for_reference(request):
             return
         say("running the float32 reference")
-        reference = _open(request, REFERENCE_BACKEND, REFERENCE_DTYPE)
+        reference = open_policy(request, REFERENCE_BACKEND, REFERENCE_DTYPE)
         try:
             self.made_by(reference, request)
         finally:
@@ -133,6 +138,10 @@ def load_policy(request: LoadRequest, references: References, say: Say) -> Loade
     say: told what begins and how long it took. Raises what the policy raises, ValueError for
     a checkpoint that was not named, VerificationFailedError for an engine that is not the policy.
     """
+    if request.backend == REMOTE.name:
+        from thor_policy_ros.ros.remote_loading import load_remote
+
+        return load_remote(request, say)
     if not request.checkpoint:
         raise ValueError("parameter checkpoint is empty; name the folder with model.safetensors")
     begun_s = time.perf_counter()
@@ -143,7 +152,7 @@ def load_policy(request: LoadRequest, references: References, say: Say) -> Loade
         torch.set_num_threads(request.cpu_threads)
     references.make(request, say)
     say(f"loading {Path(request.checkpoint).name} ({_weights_mb(request.checkpoint):.1f} MB)")
-    policy = _open(request, request.backend, request.dtype)
+    policy = open_policy(request, request.backend, request.dtype)
     try:
         verification = _tried(policy, request, references, say)
     except BaseException:
@@ -206,7 +215,8 @@ def _asks_for_reference(request: LoadRequest) -> bool:
     return request.backend == REFERENCE_BACKEND and str(dtype) == f"torch.{REFERENCE_DTYPE}"
 
 
-def _open(request: LoadRequest, backend: str, dtype: str) -> UnifiedPolicy:
+def open_policy(request: LoadRequest, backend: str, dtype: str) -> UnifiedPolicy:
+    """Loaded, and compared with nothing yet."""
     from thor_policy_ros.runtime.unified_policy import UnifiedPolicy
 
     return UnifiedPolicy(
