@@ -17,9 +17,11 @@ from support.golden import (
     toy_noise,
     toy_outputs,
 )
-from support.trt_stand_in import Config, Context, Engine, TapedGraphs, plan_of, stand_in
+from support.toy_checkpoint import TINY, write_toy_checkpoint
+from support.trt_stand_in import Config, Context, Engine, RtxContext, TapedGraphs, plan_of, stand_in
 
 from thor_policy_ros.backends.cuda_graphs import NoGraphs, Recorder
+from thor_policy_ros.backends.network_ops import Dtype, TorchOps
 from thor_policy_ros.backends.pipelined import PipelinedBackend
 from thor_policy_ros.backends.registry import create_backend
 from thor_policy_ros.backends.tensorrt import on_device
@@ -35,6 +37,9 @@ from thor_policy_ros.backends.trt_weights import checkpoint_weights
 from thor_policy_ros.model.checkpoint import load_pi05
 from thor_policy_ros.model.config import Pi05Config
 from thor_policy_ros.model.pi05 import Pi05
+from thor_policy_ros.runtime.unified_policy import UnifiedPolicy
+from thor_policy_ros.runtime.verification import verify_backend_engine
+from thor_policy_ros.runtime.verification_inputs import synthetic_observations
 from thor_policy_ros.types import (
     F32,
     Backend,
@@ -57,8 +62,9 @@ def make(
     recorder: Recorder | None = None,
     dtype: torch.dtype = torch.float32,
     config: Pi05Config = CONFIG,
+    rtx: bool = False,
 ) -> TensorRTBackend:
-    tensorrt = stand_in(load_pi05(TOY, config, dtype=dtype))
+    tensorrt = stand_in(load_pi05(TOY, config, dtype=dtype), rtx)
     engines = {name: DeviceEngine(tensorrt, memoryview(plan_of(name)), name) for name in PARTS}
     model = checkpoint_weights(TOY, config).load(in_no_engine, dtype)
     return TensorRTBackend(
@@ -139,6 +145,14 @@ def test_a_frame_is_launched_as_it_was_recorded() -> None:
     assert recorder.recorded == 4
     frame(made, inputs_of(1, 17))
     assert recorder.recorded == 7
+
+
+def test_tensorrt_rtx_is_driven_by_the_same_code() -> None:
+    """It compiles for a bucket at once, and is asked whether a graph can hold a launch."""
+    recorder = TapedGraphs()
+    made = make(recorder=recorder, rtx=True)
+    assert np.array_equal(frame(made, toy_model_inputs()), frame(make(), toy_model_inputs()))
+    assert recorder.recorded == 3
 
 
 def test_after_warming_up_no_size_is_new() -> None:
@@ -298,14 +312,66 @@ def test_bytes_that_are_no_engine_are_refused_with_what_tensorrt_says() -> None:
 @pytest.mark.skipif(installed_module() is None, reason="no TensorRT is installed")
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(Engine, "ICudaEngine"), (Context, "IExecutionContext"), (Config, "IRuntimeConfig")],
+    [
+        (Engine, "ICudaEngine"),
+        (Context, "IExecutionContext"),
+        (RtxContext, "IExecutionContext"),
+        (Config, "IRuntimeConfig"),
+    ],
 )
 def test_the_library_has_all_that_its_stand_in_has(ours: type, theirs: str) -> None:
     names = [name for name in vars(ours) if not name.startswith("_")]
     real = getattr(import_tensorrt().api, theirs)
     own_fields = {"engine", "strategy"}  # of the dataclasses
+    if import_tensorrt().flavour == "tensorrt":
+        own_fields |= {"dynamic_shapes_kernel_specialization_strategy", "is_stream_capturable"}
     assert len(names) > 0
     assert [name for name in names if not hasattr(real, name) and name not in own_fields] == []
+
+
+@pytest.mark.skipif(installed_module() is None, reason="no TensorRT is installed")
+def test_the_library_has_the_names_that_choose() -> None:
+    api = import_tensorrt().api
+    assert api.ExecutionContextAllocationStrategy.USER_MANAGED is not None
+    assert api.TensorIOMode.INPUT != api.TensorIOMode.OUTPUT
+    assert api.float32 != api.bfloat16
+    if import_tensorrt().flavour == "tensorrt_rtx":
+        assert api.DynamicShapesKernelSpecializationStrategy.EAGER is not None
+        assert api.BuilderFlag.REQUIRE_USER_ALLOCATION is not None
+
+
+class Unmasked(TorchOps):
+    """A network whose builder lost the mask."""
+
+    def input(self, name: str, shape: tuple[int, ...], dtype: Dtype) -> torch.Tensor:
+        given = super().input(name, shape, dtype)
+        return torch.zeros_like(given) if name == "bias" else given
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_verification_accepts_these_engines_and_refuses_faulty_ones(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    pipelined: bool,
+    masked: bool,
+) -> None:
+    folder = write_toy_checkpoint(tmp_path_factory.mktemp("tiny"))
+    if not masked:
+        monkeypatch.setattr("support.trt_stand_in.TorchOps", Unmasked)
+    spec = PIPELINED if pipelined else PLAIN
+    tensorrt = stand_in(load_pi05(folder, TINY.model))
+    engines = {name: DeviceEngine(tensorrt, memoryview(plan_of(name)), name) for name in PARTS}
+    model = checkpoint_weights(folder, TINY.model).load(in_no_engine, torch.float32)
+    made: Backend = TensorRTBackend(spec, model, on_device(engines, torch.device("cpu")))
+    with UnifiedPolicy(folder) as reference, UnifiedPolicy(folder) as candidate:
+        candidate.backend.close()
+        candidate.spec, candidate.backend = spec, PipelinedBackend(made) if pipelined else made
+        seen = synthetic_observations(TINY, 3)
+        result = verify_backend_engine(candidate, seen, reference)
+    assert result.ok == masked, result.reason
+    assert result.backend == spec.name and len(result.keys_cosine) == TINY.model.language.depth
+    assert masked or "cosine" in result.reason
 
 
 def test_a_parameter_is_in_one_engine_or_with_torch() -> None:

@@ -229,6 +229,18 @@ def test_without_room_for_two_the_running_one_is_closed_first(
     probe.diagnosis(BACKEND, OK, "verified")
 
 
+def test_what_an_engine_holds_outside_of_torch_counts_as_taken(
+    probe: Probe, loads: Loads, chunks: list[ActionChunk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_switch, "device_memory", lambda device: (int(8e9), int(1e9)))
+    monkeypatch.setattr(loads.policies[0].backend, "bytes_outside_torch", int(6e9), raising=False)
+    loads.gates[FP8] = gate = threading.Event()
+    probe.set_parameter(NODE, "backend", FP8)
+    probe.diagnosis(BACKEND, WARN, f"paused while {FP8} loads: 8.0 GB are free")
+    gate.set()
+    comes_from(FP8, chunks, probe)
+
+
 def test_a_failure_after_a_pause_loads_the_backend_before(
     probe: Probe, loads: Loads, chunks: list[ActionChunk]
 ) -> None:

@@ -44,6 +44,7 @@ class Config:
     """IRuntimeConfig."""
 
     strategy: str = "STATIC"
+    dynamic_shapes_kernel_specialization_strategy: str = "LAZY"  # of tensorrt_rtx alone
 
     def set_execution_context_allocation_strategy(self, strategy: str) -> None:
         self.strategy = strategy
@@ -69,7 +70,8 @@ class Engine:
 
     device_memory_size_v2 = WORKING_BYTES
 
-    def __init__(self, part: str, model: Pi05) -> None:
+    def __init__(self, part: str, model: Pi05, rtx: bool = False) -> None:
+        self._rtx = rtx
         self._network = lambda ops: PARTS[part].network(ops, model)
         self._profiles = []
         with torch.inference_mode():
@@ -97,7 +99,9 @@ class Engine:
 
     def create_execution_context(self, config: Config) -> Context:
         assert config.strategy == "USER_MANAGED"
-        return Context(self)
+        kernels = config.dynamic_shapes_kernel_specialization_strategy
+        assert kernels == ("EAGER" if self._rtx else "LAZY")
+        return RtxContext(self) if self._rtx else Context(self)
 
 
 @dataclass
@@ -167,6 +171,13 @@ class Context:
         return torch.frombuffer(raw, dtype=like.dtype).view(like.shape)
 
 
+class RtxContext(Context):
+    """That of tensorrt_rtx, which answers one question more."""
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self.engine._network is not None and bool(self._addresses)
+
+
 def _overlap(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() < b.data_ptr() + b.nbytes and b.data_ptr() < a.data_ptr() + a.nbytes
 
@@ -176,8 +187,8 @@ def plan_of(part: str) -> bytes:
     return json.dumps({"stand_in": part}).encode()
 
 
-def stand_in(model: Pi05) -> TensorRT:
-    """The package, whose engines have the weights of `model`."""
+def stand_in(model: Pi05, rtx: bool = False) -> TensorRT:
+    """The package tensorrt, or tensorrt_rtx, whose engines have the weights of `model`."""
 
     class Runtime:
         def __init__(self, logger: Any) -> None:
@@ -185,7 +196,7 @@ def stand_in(model: Pi05) -> TensorRT:
 
         def deserialize_cuda_engine(self, plan: memoryview) -> Engine | None:
             try:
-                return Engine(json.loads(bytes(plan))["stand_in"], model)
+                return Engine(json.loads(bytes(plan))["stand_in"], model, rtx)
             except (ValueError, KeyError):
                 self._logger.log(Logger.ERROR, "the plan is of another version")
                 return None
@@ -198,7 +209,10 @@ def stand_in(model: Pi05) -> TensorRT:
         float32=torch.float32,
         bfloat16=torch.bfloat16,
     )
-    return TensorRT(api, "tensorrt", VERSION)
+    if rtx:
+        kinds = SimpleNamespace(EAGER="EAGER")
+        api.DynamicShapesKernelSpecializationStrategy = kinds
+    return TensorRT(api, "tensorrt_rtx" if rtx else "tensorrt", VERSION)
 
 
 class Tape(TorchDispatchMode):
