@@ -58,7 +58,7 @@ class Frames:
 def spoken(decision: str) -> str:
     """A decision without cameras and numbers: 'refill: image changed', 'reuse, fewer steps'."""
     said, _, details = decision.partition(" (")
-    return ":".join(said.split(":")[:2]) + (", fewer steps" if " steps" in details else "")
+    return ":".join(said.split(":")[:2]) + (", fewer steps" if " step" in details else "")
 
 
 class Bench:

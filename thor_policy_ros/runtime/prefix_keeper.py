@@ -257,7 +257,8 @@ def _said(plan: Plan, wanted_steps: int) -> str:
     """The decision in words, with what is unusual about the frame in brackets."""
     assert isinstance(plan.frame, Frame)
     decision = plan.frame.decision
-    details = [f"{plan.num_steps} steps"] if plan.num_steps != wanted_steps else []
+    steps = f"{plan.num_steps} step{'' if plan.num_steps == 1 else 's'}"
+    details = [steps] if plan.num_steps != wanted_steps else []
     details += [f"kept {', '.join(plan.kept)}"] if plan.kept else []
     details += ["late"] if plan.frame.late else []
     said = f"refill: {decision.reason}" if isinstance(decision, Refill) else "reuse"
