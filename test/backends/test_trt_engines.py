@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from support.golden import TOY, toy_config
-from support.trt_stand_in import plan_of, stand_in
+from support.trt_stand_in import Engine, plan_of, stand_in
 
 from thor_policy_ros.backends import tensorrt as tensorrt_backend
 from thor_policy_ros.backends import trt_engines, trt_parts
@@ -30,7 +30,7 @@ from thor_policy_ros.backends.trt_engines import (
     requests_for,
     target_of,
 )
-from thor_policy_ros.backends.trt_execution import EngineRefusedError
+from thor_policy_ros.backends.trt_execution import EngineExecutionError, EngineRefusedError
 from thor_policy_ros.backends.trt_module import TensorRT, import_tensorrt, installed_module
 from thor_policy_ros.backends.trt_weights import Weights, checkpoint_weights, random_weights
 from thor_policy_ros.model.checkpoint import load_pi05
@@ -223,6 +223,37 @@ def test_an_engine_that_is_refused_right_after_it_was_built_is_an_error(
     assert built == ["vision"], "not again and again"
 
 
+def test_a_good_engine_is_kept_where_the_gpu_has_no_room_for_it(
+    tmp_path: Path,
+    stand_in_builds: Callable[[bytes], list[str]],
+    library: TensorRT,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(self: Engine, *arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Engine, "__init__", full)
+    cache = EngineCache(tmp_path)
+    cache.fetch(REQUEST.key, lambda: plan_of("vision"))
+    built = stand_in_builds(plan_of("vision"))
+    with pytest.raises(EngineExecutionError, match="out of memory"):
+        load_engine(library, REQUEST, cache)
+    assert built == [] and cache.find(REQUEST.key) == plan_of("vision")
+
+
+@wants_tensorrt
+def test_the_library_itself_says_why_it_loads_nothing_without_a_gpu(tmp_path: Path) -> None:
+    """A real engine, from the file's mapped memory; the file is not to blame."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    request, cache = _toy_request(), EngineCache(tmp_path)
+    obtained = obtain(request, cache)
+    with pytest.raises(EngineExecutionError, match=r"does not load engine 'vision'.*CUDA") as told:
+        load_engine(import_tensorrt(), request, cache)
+    assert not isinstance(told.value, EngineRefusedError)
+    assert cache.find(request.key) == obtained.engine
+
+
 def test_an_engine_that_was_used_stays_when_others_leave(
     tmp_path: Path, stand_in_builds: Callable[[bytes], list[str]]
 ) -> None:
@@ -317,6 +348,16 @@ def test_what_is_missing_is_named_exactly(
     found = missing()
     assert len(found) == len(said)
     assert all(part in whole for part, whole in zip(said, found, strict=True))
+
+
+def test_the_build_process_is_told_the_device_that_an_engine_is_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    here = replace(REQUEST, target=Target("sm_110", "NVIDIA Thor", "current"))
+    cache = EngineCache(tmp_path)
+    assert trt_engines.request_json(here, cache)["device"] == 3
+    assert trt_engines.request_json(REQUEST, cache)["device"] is None
 
 
 def test_the_package_tensorrt_builds_for_the_gpu_that_is_there(

@@ -197,6 +197,9 @@ def stand_in(model: Pi05, rtx: bool = False) -> TensorRT:
         def deserialize_cuda_engine(self, plan: memoryview) -> Engine | None:
             try:
                 return Engine(json.loads(bytes(plan))["stand_in"], model, rtx)
+            except MemoryError:
+                self._logger.log(Logger.ERROR, "Error Code 1: Cuda Runtime (out of memory)")
+                return None
             except (ValueError, KeyError):
                 self._logger.log(Logger.ERROR, "the plan is of another version")
                 return None

@@ -36,6 +36,8 @@ def main() -> int:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     asked = json.load(sys.stdin)
     request = request_from_json(asked)
+    if asked["device"] is not None:
+        torch.cuda.set_device(asked["device"])  # TensorRT builds for the current one
     cache = EngineCache(asked["cache"], asked["cache_bytes"])
     try:
         report = build_into(cache, request, answers)

@@ -215,6 +215,7 @@ def request_json(request: EngineRequest, cache: EngineCache) -> dict[str, Any]:
         "level": request.level,
         "tensorrt": request.tensorrt,
         "tensorrt_version": request.tensorrt_version,
+        "device": torch.cuda.current_device() if request.target.builds_as == CURRENT else None,
         "cache": str(cache.folder),
         "cache_bytes": cache.max_bytes,
     }

@@ -27,6 +27,10 @@ class EngineRefusedError(EngineExecutionError):
     """TensorRT does not take these bytes for an engine that it can run here."""
 
 
+CUDA_TROUBLE = "Cuda Runtime"
+"""What TensorRT says where CUDA failed, for want of memory or a driver: the bytes may be good."""
+
+
 class RunningEngine(Protocol):
     """A network in several buckets, on a device."""
 
@@ -56,16 +60,18 @@ class DeviceEngine:
     """An engine as TensorRT has loaded it onto the GPU."""
 
     def __init__(self, tensorrt: TensorRT, plan: memoryview, name: str) -> None:
-        """Raises EngineRefusedError for bytes that this TensorRT cannot run on this GPU."""
+        """Raises EngineRefusedError for bytes that this TensorRT cannot run on this GPU, and
+        EngineExecutionError where CUDA keeps it from loading them."""
         self.name = name
         self.api = tensorrt.api
         self.logger = collecting_logger(self.api)
         self._runtime = self.api.Runtime(self.logger)  # has to outlive the engine
         self.engine = self._runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
-            raise EngineRefusedError(
-                f"{tensorrt.flavour} {tensorrt.version} does not load engine {name!r} here:"
-                f" {self.logger.text()}"
+            said = self.logger.text()
+            kind = EngineExecutionError if CUDA_TROUBLE in said else EngineRefusedError
+            raise kind(
+                f"{tensorrt.flavour} {tensorrt.version} does not load engine {name!r} here: {said}"
             )
 
     @property
