@@ -39,6 +39,13 @@ def test_each_fault_is_named() -> None:
     record.rss = [100] * 10 + [120] * 10
     assert record.faults(0.0) == ["memory grew by 20.0%"]
     record = good()
+    record.set_calls_ms = [3.0] * 98 + [80.0] * 2
+    assert record.faults(0.0) == ["a set call took 80 ms (p99)"]
+    record = good()
+    for mb in (9.0, 5000.0, 5000.0, 6000.0, 6000.0):
+        record.gpu.add("a", {"gpu_used_mb": mb})
+    assert record.faults(0.0) == ["gpu_used_mb of a grew from 5000 to 6000"]
+    record = good()
     record.failures.append("refused")
     assert "refused" in record.faults(0.0)[0]
 
@@ -71,3 +78,4 @@ def test_ten_switches_under_load(arm_checkpoint: Path, tmp_path: Path) -> None:
     assert record.unverified_chunks == 0
     assert set(record.chunks) == set(soak.available_backends()), "all take part"
     assert max(record.hold_s) == 0.0
+    assert record.gpu.summary() == {}, "the demo runs on the CPU"

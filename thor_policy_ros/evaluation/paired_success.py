@@ -154,7 +154,7 @@ def paired_table(report: dict[str, Any]) -> Table:
     """Speed by speed: each backend's success, then each pair."""
     table = figure_table(
         ("m/s", "backend", "success", "95 % interval"),
-        ("only it", "only the first", "p"),
+        ("only this", "only first", "p"),
         title=f"{report['checkpoint']}: same scenes, same noise",
     )
     for played in report["rounds"]:

@@ -8,6 +8,7 @@ from thor_policy_ros.ros.diagnostics import ERROR, STALE, WARN, Report, quantile
 from thor_policy_ros.ros.frame_loop import STAGES, FrameStatistics
 from thor_policy_ros.ros.inputs import InputRecord
 from thor_policy_ros.ros.live_switch import LiveSwitch
+from thor_policy_ros.ros.memory_use import memory_values
 from thor_policy_ros.ros.parameters import NodeParameters
 from thor_policy_ros.runtime.latest_frames import LatestFrames
 from thor_policy_ros.types import Verification
@@ -56,6 +57,8 @@ def backend_report(switch: LiveSwitch | None) -> Report:
         report.note(WARN, f"{state.active or 'no backend'} runs; failed: {state.failure}")
     if switch.pause_reason:
         report.note(WARN, switch.pause_reason)
+    device = None if loaded is None else getattr(loaded.policy.backend, "device", None)
+    report.values |= memory_values(device)
     if loaded is not None:
         report.values["reuse_every"] = loaded.policy.spec.reuse_every
         _add_verification(report, loaded.verification)

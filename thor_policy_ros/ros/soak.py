@@ -14,24 +14,28 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.srv import SetParameters
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from std_msgs.msg import Float64MultiArray
 
-from thor_policy_ros.backends.registry import BACKENDS, availability
+from thor_policy_ros.backends.registry import BACKENDS, availability, spec_of
 from thor_policy_ros.msg import ActionChunk, EpisodeResult
 from thor_policy_ros.ros.conversions import seconds
 from thor_policy_ros.ros.demo import isolate, share_dir
+from thor_policy_ros.ros.memory_use import MB, nvml_process_bytes, rss_bytes
 from thor_policy_ros.ros.node_processes import NodeCommand, NodeDiedError, NodeProcesses
+from thor_policy_ros.ros.soak_memory import KINDS
 from thor_policy_ros.ros.soak_record import SoakRecord
+from thor_policy_ros.runtime.backend_switch import is_variant
 
 START_LIMIT_S, SWITCH_LIMIT_S = 120.0, 120.0
 DWELL_S = (0.2, 0.6)
@@ -45,11 +49,16 @@ class SoakFailedError(RuntimeError):
 
 
 class SoakNode(Node):
-    """Listens and asks; `wait` spins it."""
+    """Listens and asks; `wait` spins it, in an executor that is made once: `rclpy.spin_once` takes
+    half a core for it, and what listens must not be what loads the machine.
+    """
 
     def __init__(self, record: SoakRecord, reports: Path) -> None:
         super().__init__("soak")
+        self._spinner = SingleThreadedExecutor()
+        self._spinner.add_node(self)
         self.record = record
+        self.policy_pid = 0
         self.backend = ""
         self.problem = ""
         self.ticks = record.ticks_before
@@ -61,6 +70,10 @@ class SoakNode(Node):
         self.create_subscription(EpisodeResult, "episode_result", self._on_episode, deep)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, deep)
         self._set = self.create_client(SetParameters, "policy_node/set_parameters")
+
+    def end(self) -> None:
+        self._spinner.shutdown()
+        self.destroy_node()
 
     def set_backend(self, name: str) -> None:
         """Raises SoakFailedError where the node refuses the name."""
@@ -80,12 +93,12 @@ class SoakNode(Node):
         while not done():
             if time.monotonic() > deadline_s:
                 raise SoakFailedError(f"waited {limit_s:.0f} s for {what}; {self.problem}")
-            rclpy.spin_once(self, timeout_sec=0.05)
+            self._spinner.spin_once(timeout_sec=0.05)
 
     def spin_for(self, period_s: float) -> None:
         deadline_s = time.monotonic() + period_s
         while (left_s := deadline_s - time.monotonic()) > 0:
-            rclpy.spin_once(self, timeout_sec=left_s)
+            self._spinner.spin_once(timeout_sec=left_s)
 
     def _on_chunk(self, message: ActionChunk) -> None:
         if message.backend not in self.record.verified:
@@ -95,10 +108,17 @@ class SoakNode(Node):
         self.backend = message.backend
 
     def _look_up(self, backend: str) -> None:
-        """The node's own report of the verification, as it lies on the disk."""
-        path = self._reports / f"verification_{backend}.json"
-        if path.is_file() and (report := json.loads(path.read_text()))["ok"]:
-            self.record.verified[backend] = report["written_at_s"]
+        """The node's own reports of the verification, as they lie on the disk: of this name, or of
+        one that is the same engine with other reuse.
+        """
+        for name, spec in BACKENDS.items():
+            path = self._reports / f"verification_{name}.json"
+            if not (is_variant(spec, spec_of(backend)) and path.is_file()):
+                continue
+            report = json.loads(path.read_text())
+            if report["ok"]:
+                self.record.verified[backend] = report["written_at_s"]
+                return
 
     def _on_command(self, _: Float64MultiArray) -> None:
         self.record.add_command(time.time())
@@ -108,11 +128,20 @@ class SoakNode(Node):
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
+            values = {value.key: value.value for value in status.values}
             if status.name == "policy_node: backend":
                 self.problem = status.message
+                self._add_memory(values)
             if status.name == "chunk_executor_node: execution":
-                values = {value.key: value.value for value in status.values}
                 self.ticks.append((seconds(message.header.stamp), int(values["ticks"])))
+
+    def _add_memory(self, values: Mapping[str, str]) -> None:
+        if not values.get("active") or values.get("loading"):
+            return
+        found = {kind: float(values[kind]) for kind in KINDS if values.get(kind)}
+        process = nvml_process_bytes(self.policy_pid) if found else None
+        taken = {} if process is None else {"gpu_process_mb": process / MB}
+        self.record.gpu.add(values["active"], {**found, **taken})
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -124,6 +153,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--switches", type=int, default=100)
     parser.add_argument("--checkpoint", type=Path, help="default: the demo checkpoint")
     parser.add_argument("--backends", nargs="+", help="default: all that can run here")
+    parser.add_argument("--device", default="cpu", help="default: cpu, as the demo")
     parser.add_argument("--mode", choices=("auto", "beside", "pause"), default="auto")
     parser.add_argument(
         "--hold", type=float, default=0.0, help="hold that is allowed, s (default 0)"
@@ -144,6 +174,7 @@ def node_commands(arguments: argparse.Namespace, first: str) -> list[NodeCommand
             (
                 ("checkpoint", str(checkpoint.resolve())),
                 ("backend", first),
+                ("device", arguments.device),
                 ("switch_mode", arguments.mode),
                 ("verification_report_dir", str((arguments.out / "reports").resolve())),
             ),
@@ -175,13 +206,9 @@ def switch_all(
         node.record.switch_s.append(time.monotonic() - begun_s)
         node.spin_for(dwell.uniform(*DWELL_S))
         processes.require_alive()
-        node.record.rss.append(rss_bytes(processes.pid("policy_node")))
-
-
-def rss_bytes(pid: int) -> int:
-    """Resident memory of a process (Linux)."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        rss = rss_bytes(node.policy_pid)
+        if rss is not None:
+            node.record.rss.append(rss)
 
 
 def available_backends() -> list[str]:
@@ -198,6 +225,7 @@ def run_nodes(arguments: argparse.Namespace) -> SoakRecord:
     try:
         with NodeProcesses(arguments.out / "logs") as processes:
             processes.start(node_commands(arguments, names[0]))
+            node.policy_pid = processes.pid("policy_node")
             node.wait(lambda: node.backend and record.commands, "the first chunk", START_LIMIT_S)
             node.spin_for(BASELINE_S)
             node.ticks = record.ticks
@@ -205,7 +233,7 @@ def run_nodes(arguments: argparse.Namespace) -> SoakRecord:
     except (SoakFailedError, NodeDiedError) as error:
         record.failures.append(str(error))
     finally:
-        node.destroy_node()
+        node.end()
     return record
 
 
@@ -221,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = {
         "backends": arguments.backends or available_backends(),
         "mode": arguments.mode,
+        "device": arguments.device,
         "cpu_count": os.cpu_count(),
     }
     text = json.dumps({"settings": settings, **record.summary(), "faults": faults}, indent=1)

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from thor_policy_ros.ros.soak_memory import GpuMemory
+
 SETTLING_S = 2.0
 """After an episode's end the robot is reset: gaps are its own."""
 GROWTH_LIMIT = 0.05
+SET_CALL_LIMIT_MS = 50.0
 COMMAND_GAP_LIMIT_S = 0.5
 """Between two commands as they arrive; the listener's own delays are in it."""
 MISSED_TICKS_LIMIT = 0.01
@@ -36,6 +39,7 @@ class SoakRecord:
     set_calls_ms: list[float] = field(default_factory=list)
     switch_s: list[float] = field(default_factory=list)
     rss: list[int] = field(default_factory=list)
+    gpu: GpuMemory = field(default_factory=GpuMemory)
     ticks_before: list[tuple[float, int]] = field(default_factory=list)
     ticks: list[tuple[float, int]] = field(default_factory=list)
     control_rate_hz: float = 100.0
@@ -61,6 +65,10 @@ class SoakRecord:
 
     def episode_ended(self, now_s: float) -> None:
         self._episode_at_s = now_s
+
+    @property
+    def set_call_p99_ms(self) -> float:
+        return float(np.percentile(self.set_calls_ms, 99)) if self.set_calls_ms else 0.0
 
     @property
     def growth(self) -> float:
@@ -95,8 +103,12 @@ class SoakRecord:
                 f"the executor missed {self.missed_share(self.ticks):.1%} of its ticks",
             ),
             (self.growth > GROWTH_LIMIT, f"memory grew by {self.growth:.1%}"),
+            (
+                self.set_call_p99_ms > SET_CALL_LIMIT_MS,
+                f"a set call took {self.set_call_p99_ms:.0f} ms (p99)",
+            ),
         ]
-        return [text for wrong, text in limits if wrong]
+        return [text for wrong, text in limits if wrong] + self.gpu.faults()
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -119,6 +131,7 @@ class SoakRecord:
                 "max": _mb([max(self.rss, default=0)]),
                 "growth": round(self.growth, 4),
             },
+            "gpu_mb": self.gpu.summary(),
         }
 
     def _settling(self, now_s: float) -> bool:
