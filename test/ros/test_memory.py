@@ -1,4 +1,4 @@
-"""Memory: in the diagnostics, as what decides on beside or a pause, and in the verdict of a soak."""
+"""Memory: in the diagnostics, as what decides on a pause, and in the verdict of a soak."""
 
 from __future__ import annotations
 
