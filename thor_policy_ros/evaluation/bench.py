@@ -9,6 +9,7 @@ import argparse
 from importlib import import_module
 
 KINDS = {
+    "compare": "frames beside other projects' pi0.5 in the same run, with ratios",
     "latency": "stages and frames of backends beside eager PyTorch, taking turns",
     "precision": "cosine and error of K, V and actions against float32, the worst of N",
     "modules": "GEMM, MLP, fusions and the prefix on this GPU, dense and in FP8",

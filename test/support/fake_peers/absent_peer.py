@@ -1,0 +1,3 @@
+"""A peer whose package is not there."""
+
+PACKAGES = ("json", "no_such_package_anywhere")
