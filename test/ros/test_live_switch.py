@@ -191,6 +191,7 @@ def test_variants_of_one_engine_switch_without_a_load(
 def test_reuse_may_be_set_apart_from_the_name(
     node: PolicyNode, probe: Probe, loads: Loads, chunks: list[ActionChunk]
 ) -> None:
+    assert probe.set_parameter(NODE, "reuse_mode", "fixed").successful
     assert probe.set_parameter(NODE, "kv_reuse_freq", 4).successful
     probe.wait(lambda: any(chunk.prefix_reused for chunk in chunks), "a reused prefix")
     result = probe.set_parameter(NODE, "backend", PIPELINED)

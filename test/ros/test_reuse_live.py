@@ -74,6 +74,7 @@ def test_kv_reuse_freq_shows_in_the_frames_at_once(
     frames: list[FrameLatency], probe: Probe, set_parameter: Callable[[str, Any], None]
 ) -> None:
     assert {frame.decision for frame in frames[1:]} == {"refill: age"}
+    set_parameter("reuse_mode", "fixed")
     set_parameter("kv_reuse_freq", 3)
     found = decisions(frames, 9, probe)
     assert found.count("refill: age") >= 3, "also where ticks were missed"
@@ -98,6 +99,7 @@ def test_a_new_instruction_a_changed_image_and_a_reset_refill_and_say_so(
     def comes(decision: str) -> None:
         probe.wait(lambda: any(f.decision == decision for f in frames), decision)
 
+    set_parameter("reuse_mode", "fixed")
     set_parameter("kv_reuse_freq", 100)
     set_parameter("kv_refresh_threshold", 0.05)
     comes("reuse")
@@ -114,11 +116,10 @@ def test_a_new_instruction_a_changed_image_and_a_reset_refill_and_say_so(
     comes("refill: reset")
 
 
-def test_continue_publishes_no_chunk_and_is_no_fault(
+def test_the_chunk_in_hand_goes_on_unless_set_otherwise_and_is_no_fault(
     frames: list[FrameLatency], probe: Probe, set_parameter: Callable[[str, Any], None]
 ) -> None:
     chunks = probe.listen(ActionChunk, f"{NODE}/action_chunk")
-    set_parameter("reuse_mode", "continue")
     set_parameter("kv_reuse_freq", 4)
     found = decisions(frames, 12, probe)
     assert found.count("continue") >= 4 and "refill: age" in found
@@ -161,7 +162,7 @@ def test_what_does_not_go_together_is_refused(
         ({"backend": "pytorch_pipelined"}, ""),
         ({"backend": "pytorch", "kv_reuse_freq": 3, "reuse_mode": "deadline"}, ""),
         ({"backend": "pytorch_pipelined", "kv_reuse_freq": 2}, "set kv_reuse_freq to 0 or 1"),
-        ({"backend": "pytorch_pipelined", "reuse_mode": "deadline"}, "set reuse_mode to fixed"),
+        ({"backend": "pytorch_pipelined", "reuse_mode": "deadline"}, "set reuse_mode to continue"),
     ],
 )
 def test_a_pipelined_backend_refills_every_frame(changes: dict[str, Any], said: str) -> None:
@@ -169,9 +170,9 @@ def test_a_pipelined_backend_refills_every_frame(changes: dict[str, Any], said: 
     assert said in reuse_refusal(values) and bool(said) == bool(reuse_refusal(values))
 
 
-def test_the_defaults_are_those_of_the_rules() -> None:
+def test_the_defaults_compute_nothing_from_an_old_prefix() -> None:
     values = {row.name: row.default for row in REUSE}
-    assert reuse_rules(values, 100.0) == ReuseRules(deadline_ms=100.0)
+    assert reuse_rules(values, 100.0) == ReuseRules(mode="continue", deadline_ms=100.0)
 
 
 class FakeRunner:

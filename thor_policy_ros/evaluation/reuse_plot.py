@@ -14,10 +14,13 @@ FAMILIES = (
     ("deadline", "tab:purple", "D"),
 )
 NAIVE_COLOUR = "tab:orange"
+NOTES_AT = {"reuse": (4, 6), "continue": (-4, -13)}  # points from the marker
+NAIVE_NOTE_AT = (5, -13)
 
 
 def plot_study(report: Mapping[str, Any], path: Path) -> None:
-    """One panel a device and speed: success with its interval over device time per second.
+    """One panel a device and speed: success with its interval over device time per second, or
+    over refills per second for a device that takes no time.
 
     path: PNG, SVG or PDF. ValueError where matplotlib is not installed.
     """
@@ -31,7 +34,7 @@ def plot_study(report: Mapping[str, Any], path: Path) -> None:
     speeds = sorted({cell["speed_m_s"] for cell in tasks})
     figure = Figure(figsize=(4.2 * len(speeds), 4.0 * len(devices)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(devices), len(speeds), squeeze=False, sharex=True, sharey=True)
+    axes = figure.subplots(len(devices), len(speeds), squeeze=False, sharex="row", sharey=True)
     labels: dict[str, Any] = {}
     for row, device in enumerate(devices):
         for column, speed in enumerate(speeds):
@@ -39,8 +42,9 @@ def plot_study(report: Mapping[str, Any], path: Path) -> None:
             shown = [c for c in tasks if c["device"] == device and c["speed_m_s"] == speed]
             labels |= _draw(panel, shown)
             panel.set_title(f"targets at {speed:g} m/s, full frame {device}", fontsize=10)
-    for panel in axes[-1]:
-        panel.set_xlabel("device time, ms per s of motion")
+        instant = not any(c["device_ms_per_s"] for c in tasks if c["device"] == device)
+        for panel in axes[row]:
+            panel.set_xlabel("refills per s" if instant else "device time, ms per s of motion")
     for panel in axes[:, 0]:
         panel.set_ylabel("success, %")
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, fontsize=8)
@@ -57,10 +61,10 @@ def _draw(panel: Any, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         naive = name.endswith("naive")
         low, high = cell["wilson_95"]
         rate = cell["success_rate"]
+        place = (cell["device_ms_per_s"] or cell["per_s"]["prefills"], 100 * rate)
         label = f"{family}{', from index 0' if naive else ''}"
         handles[label] = panel.errorbar(
-            cell["device_ms_per_s"],
-            100 * rate,
+            *place,
             yerr=[[100 * max(rate - low, 0.0)], [100 * max(high - rate, 0.0)]],
             color=NAIVE_COLOUR if naive else colour,
             marker=marker,
@@ -70,16 +74,12 @@ def _draw(panel: Any, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             linestyle="none",
             markerfacecolor="none" if "by state" in name else None,
         )
-        note = _note(name)
-        if note:
+        if _note(name):
+            offset = NAIVE_NOTE_AT if naive else NOTES_AT[family]
             panel.annotate(
-                note,
-                (cell["device_ms_per_s"], 100 * rate),
-                xytext=(5, 4),
-                textcoords="offset points",
-                fontsize=7,
+                _note(name), place, xytext=offset, textcoords="offset points", fontsize=7
             )
-    panel.set_ylim(-4, 106)
+    panel.set_ylim(0, 112)
     panel.grid(alpha=0.3)
     return handles
 

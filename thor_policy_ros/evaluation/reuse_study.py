@@ -159,8 +159,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     console = Console(stderr=arguments.json == "-")
     _play(chosen, arguments, console)
-    names = {cell.name for cell in chosen}
-    records = [record for record in read_log(arguments.log) if record["cell"] in names]
+    end = SEEDS_FROM + arguments.episodes
+    records = [record for record in read_log(arguments.log) if record["seed"] < end]
     settings = {
         "command": command_line(),
         "checkpoint": arguments.checkpoint,

@@ -59,8 +59,8 @@ def reuse_report(
     if record is None:
         report.note(STALE, "not active")
         return report
-    if reuse_every == 1 and rules.mode in ("adaptive", "continue"):
-        report.note(WARN, f"reuse_mode {rules.mode} does nothing while kv_reuse_freq is 1")
+    if reuse_every == 1 and rules.mode == "adaptive":
+        report.note(WARN, "reuse_mode adaptive does nothing while kv_reuse_freq is 1")
     report.values = {
         "mode": rules.mode,
         "reuse_every": reuse_every,

@@ -1,4 +1,8 @@
-"""When the prefix may be used again: the policy node's parameters, and the rules they make."""
+"""When the prefix may be used again: the policy node's parameters, and the rules they make.
+
+`reuse_mode` is 'continue' unless set: in the study of docs/reuse.md denoising anew from an old
+prefix was never better than the chunk in hand, and cost device time.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +26,10 @@ REUSE = (
     ParameterRow(
         "reuse_mode",
         "string",
-        "fixed",
-        "Between refills: fixed denoises anew from the same prefix; adaptive too, but refills as "
-        "soon as an image changes; deadline takes what is in time (full frame, fewer steps, "
-        "reuse, none); continue computes nothing, since the chunk in hand goes on",
+        "continue",
+        "Between refills: continue computes nothing, since the chunk in hand goes on; fixed "
+        "denoises anew from the same prefix; adaptive too, but refills as soon as an image "
+        "changes; deadline takes what is in time (full frame, fewer steps, reuse, none)",
         choices=MODES,
         live=True,
     ),
@@ -92,6 +96,6 @@ def reuse_refusal(values: Mapping[str, Any]) -> str:
         return ""
     if values["kv_reuse_freq"] > 1:
         return f"backend {name!r} refills every frame; set kv_reuse_freq to 0 or 1"
-    if values["reuse_mode"] != "fixed":
-        return f"backend {name!r} refills every frame; set reuse_mode to fixed"
+    if values["reuse_mode"] in ("adaptive", "deadline"):
+        return f"backend {name!r} refills every frame; set reuse_mode to continue or fixed"
     return ""

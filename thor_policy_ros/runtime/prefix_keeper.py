@@ -242,9 +242,8 @@ class PrefixKeeper:
 
 def _chosen(decision: Refill | Reuse, ask: Ask, rules: ReuseRules, costs: Costs) -> Frame | NoFrame:
     """The decision by the rules' mode."""
-    situation = Situation(
-        ask.budget_ms, ask.chunk_left_ms, 2 * rules.deadline_ms, ask.skipped_ticks
-    )
+    must_cover_ms = 2 * rules.deadline_ms if math.isfinite(rules.deadline_ms) else 0.0
+    situation = Situation(ask.budget_ms, ask.chunk_left_ms, must_cover_ms, ask.skipped_ticks)
     if rules.mode == "deadline":
         return choose(decision, costs, situation, ask.num_steps, rules.min_steps)
     if rules.mode == "continue" and isinstance(decision, Reuse):
