@@ -46,7 +46,7 @@ def test_attention_fits_shared_memory(limits: DeviceLimits, head_dim: int) -> No
         prefix_tiles(544 * 8, 1, head_dim, 968, 2, limits),
         suffix_tiles(80, 1, head_dim, 978, 2, limits),
     ):
-        assert tiles.shared_memory(head_dim, 2) <= limits.shared_memory
+        assert tiles.shared_memory(head_dim, 2, limits) <= limits.shared_memory
 
 
 def test_few_rows_split_the_keys_only_where_there_are_multiprocessors() -> None:

@@ -8,7 +8,7 @@ the keys are split, and the block that arrives last joins the parts in a fixed o
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -44,15 +44,15 @@ def attention_kernel(
     rows,
     inner,
     q_outer,
-    q_inner,
     q_token,
     kv_outer,
-    kv_inner,
     kv_row,
     out_outer,
-    out_inner,
     out_token,
     scale,
+    Q_INNER: tl.constexpr,
+    KV_INNER: tl.constexpr,
+    OUT_INNER: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     MAIN: tl.constexpr,
@@ -62,14 +62,17 @@ def attention_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """A group is one kv head of one image or sequence: outer index and inner one. Row r of it is
-    token r // HEADS and query head r % HEADS. scale: of the products, times log2(e)."""
+    token r // HEADS and query head r % HEADS. scale: of the products, times log2(e).
+
+    Inner strides are known at compile time: a head of 72 is then seen to begin at 16 bytes.
+    """
     group = tl.program_id(1)
     outer, inner_index = (group // inner).to(tl.int64), (group % inner).to(tl.int64)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_inside = row < rows
-    q_rows = q_ptr + outer * q_outer + inner_index * q_inner
+    q_rows = q_ptr + outer * q_outer + inner_index * Q_INNER
     q_rows += (row // HEADS) * q_token + (row % HEADS) * HEAD_DIM
-    kv_start = outer * kv_outer + inner_index * kv_inner
+    kv_start = outer * kv_outer + inner_index * KV_INNER
     d = tl.arange(0, MAIN)
     q = tl.load(
         q_rows[:, None] + d[None, :], mask=row_inside[:, None] & (d < HEAD_DIM)[None, :], other=0.0
@@ -135,7 +138,7 @@ def attention_kernel(
             acc, total = joined(parts_ptr, stats_ptr, SPLITS, BLOCK_M, MAIN)
     if last:
         share = 1.0 / total[:, None]
-        out_rows = out_ptr + outer * out_outer + inner_index * out_inner
+        out_rows = out_ptr + outer * out_outer + inner_index * OUT_INNER
         out_rows += (row // HEADS) * out_token + (row % HEADS) * HEAD_DIM
         mask = row_inside[:, None] & (d < HEAD_DIM)[None, :]
         pointers = out_rows[:, None] + d[None, :]
@@ -299,8 +302,16 @@ def _launch(
         quantise,
         length,
         *sizes,
-        *astuple(strides),
+        strides.q_outer,
+        strides.q_token,
+        strides.kv_outer,
+        strides.kv_row,
+        strides.out_outer,
+        strides.out_token,
         math.log2(math.e) / math.sqrt(head_dim),
+        Q_INNER=strides.q_inner,
+        KV_INNER=strides.kv_inner,
+        OUT_INNER=strides.out_inner,
         HEADS=shared_heads,
         HEAD_DIM=head_dim,
         MAIN=main,

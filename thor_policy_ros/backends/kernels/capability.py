@@ -35,6 +35,12 @@ class DeviceLimits:
         """Whether E4M3 is converted in hardware and multiplied by the matrix units."""
         return self.capability >= LEAST_CAPABILITY_FP8
 
+    @property
+    def multiplies_from_shared_memory(self) -> bool:
+        """Whether Triton 3.6 has the matrix units read operands there (wgmma, tcgen05) instead of
+        registers; on Thor (11.0) it does not."""
+        return self.capability[0] in (9, 10)
+
 
 INTERPRETED = DeviceLimits(capability=(9, 0), shared_memory=99 * 1024, multiprocessors=4)
 """Of Triton's interpreter on a CPU: small, so that tests go through split sums."""

@@ -173,7 +173,7 @@ def qkv_product_kernel(
 ):
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     lane = tl.arange(0, BLOCK_N)
-    pair = tl.program_id(0) * (BLOCK_N // 2) + lane // 2
+    pair_of_lane = tl.program_id(0) * (BLOCK_N // 2) + lane // 2
     pairs = (heads + 2 * groups) * HALF
     value, last = folded_tile(
         x_ptr,
@@ -185,8 +185,8 @@ def qkv_product_kernel(
         counter_ptr,
         row,
         rows,
-        (pair // HALF) * 2 * HALF + pair % HALF + (lane % 2) * HALF,
-        pair < pairs,
+        (pair_of_lane // HALF) * 2 * HALF + pair_of_lane % HALF + (lane % 2) * HALF,
+        pair_of_lane < pairs,
         k_size,
         EPS,
         SPLITS,

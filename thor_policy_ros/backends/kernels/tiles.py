@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thor_policy_ros.backends.kernels.capability import DeviceLimits
@@ -60,9 +61,11 @@ class AttentionTiles:
     warps: int
     stages: int
 
-    def shared_memory(self, head_dim: int, element_bytes: int) -> int:
-        """Bytes of queries and of the pipeline's keys and values."""
-        rows = self.block_m + 2 * self.stages * self.block_n
+    def shared_memory(self, head_dim: int, element_bytes: int, limits: DeviceLimits) -> int:
+        """Bytes of the pipeline's keys and values, and of the queries where they lie there too."""
+        rows = 2 * self.stages * self.block_n
+        if limits.multiplies_from_shared_memory:
+            rows += self.block_m
         return rows * sum(head_blocks(head_dim)) * element_bytes + _RESERVE
 
 
@@ -95,28 +98,40 @@ def suffix_tiles(
     block_m = LEAST_ROWS if rows <= 128 else 64
     tiles = groups * ceil_div(rows, block_m)
     splits = max(1, min(8, limits.multiprocessors // tiles, ceil_div(keys, 64)))
-    return _fitting(block_m, splits, 4, head_dim, element_bytes, limits)
+    pipelines = ((32, 2), (32, 1), (16, 1))
+    return _fitting(block_m, splits, pipelines, head_dim, element_bytes, limits)
 
 
 def prefix_tiles(
     rows: int, groups: int, head_dim: int, keys: int, element_bytes: int, limits: DeviceLimits
 ) -> AttentionTiles:
-    """For many query rows. 128 where that still gives each multiprocessor a tile, else 64."""
+    """For many query rows: 128 at a time where that still gives each multiprocessor a tile and
+    the sums need not share registers with the operands, else 64."""
     block_m = min(128, max(LEAST_ROWS, power_of_2(rows)))
-    if groups * ceil_div(rows, 128) < limits.multiprocessors:
+    enough = groups * ceil_div(rows, 128) >= limits.multiprocessors
+    if not (enough and limits.multiplies_from_shared_memory):
         block_m = min(64, block_m)
-    return _fitting(block_m, 1, 8 if block_m == 128 else 4, head_dim, element_bytes, limits)
+    pipelines = ((64, 2), (32, 2), (64, 1), (32, 1), (16, 1))
+    return _fitting(block_m, 1, pipelines, head_dim, element_bytes, limits)
 
 
 def _fitting(
-    block_m: int, splits: int, warps: int, head_dim: int, element_bytes: int, limits: DeviceLimits
+    block_m: int,
+    splits: int,
+    pipelines: Sequence[tuple[int, int]],
+    head_dim: int,
+    element_bytes: int,
+    limits: DeviceLimits,
 ) -> AttentionTiles:
-    """The largest block of keys, then the deepest pipeline, that shared memory holds."""
-    narrower = (block_m, max(LEAST_ROWS, block_m // 2), LEAST_ROWS)
-    for rows in narrower:
-        for block_n, stages in ((64, 2), (64, 1), (32, 2), (32, 1), (16, 1)):
+    """The first of `pipelines` (keys at a time, depth) that shared memory holds; fewer rows if
+    none does."""
+    for rows in (block_m, max(LEAST_ROWS, block_m // 2), LEAST_ROWS):
+        # With 4 warps a tile of 64 rows spills registers, but for small heads in shared memory.
+        small = rows == 64 and head_dim <= 128 and limits.multiplies_from_shared_memory
+        warps = 4 if rows < 64 or small else 8
+        for block_n, stages in pipelines:
             tile = AttentionTiles(rows, block_n, splits, warps, stages)
-            if tile.shared_memory(head_dim, element_bytes) <= limits.shared_memory:
+            if tile.shared_memory(head_dim, element_bytes, limits) <= limits.shared_memory:
                 return tile
     raise ValueError(
         f"attention with head_dim {head_dim} wants more than the {limits.shared_memory} bytes"
