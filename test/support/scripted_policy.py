@@ -23,6 +23,7 @@ class ScriptedBackend:
         self.denoising = threading.Event()
         self.fails: Exception | None = None
         self.steps: list[int] = []
+        self.guidance: list[Guidance | None] = []
         self.closed = 0
 
     def warmup(self) -> None:
@@ -37,6 +38,7 @@ class ScriptedBackend:
     ) -> F32:
         self._called()
         self.steps.append(num_steps)
+        self.guidance.append(guidance)
         self.denoising.set()
         if self.gate is not None:
             assert self.gate.wait(30.0)
@@ -76,6 +78,11 @@ class ScriptedPolicy:
         if self.actions is not None:
             return self.actions
         return np.tile(state, (self.config.model.action_horizon, 1)).astype(np.float32)
+
+    def normalise(self, actions: F32, state: F32) -> F32:
+        padded = np.zeros((len(actions), self.config.model.action_dim), np.float32)
+        padded[:, : actions.shape[1]] = actions - state
+        return padded
 
     def close(self) -> None:
         self.backend.close()
