@@ -30,6 +30,11 @@ class Programs:
     def __len__(self) -> int:
         return len(self._made)
 
+    @property
+    def spread_ms(self) -> tuple[tuple[float, float], ...]:
+        """Of each graph the fastest and the slowest instantiation; () where there are none."""
+        return tuple(getattr(self._prepare, "spread_ms", ()))
+
     def complete(self) -> None:
         """From here on a program that is not there is a defect: nothing is prepared any more."""
         self._complete = True

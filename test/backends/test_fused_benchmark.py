@@ -1,0 +1,37 @@
+"""The benchmark of the fused engine, rehearsed at toy size: every section gives its figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_a_rehearsal_fills_the_table_and_a_broken_section_is_recorded(tmp_path: Path) -> None:
+    out = tmp_path / "fused.json"
+    script = str(ROOT / "benchmarks" / "fused_on_cuda.py")
+    sections = "precision,toy,weights,reference,frames,table"  # precision: before its weights
+    done = subprocess.run(
+        [sys.executable, script, "--rehearse", "--frames", "4", "--out", str(out)]
+        + ["--sections", sections],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, "a section failed"
+    found = json.loads(out.read_text())["sections"]
+    assert "reference.npy" in found.pop("precision")["said"]
+    assert not [name for name, section in found.items() if "error" in section]
+    assert found["toy"]["within_2e-4"] and found["toy"]["pipelined_equal"]
+    assert set(found["frames"]) == {"pytorch", "torch_graphs", "fused", "fused_fp8"}
+    assert all("p50" in engine["ms"]["one step"] for engine in found["frames"].values())
+    rows = {(row["engine"], row["kind"]): row for row in found["table"]["rows"]}
+    assert rows["fused", "full, 10 steps"]["measured"] > 0
+    assert rows["fused", "worst cosine"]["measured"] is None
+    assert rows["fused", "worst cosine"]["met"] is False
