@@ -18,6 +18,7 @@ from thor_policy_ros.training.flow_trainer import (
     encode,
     flow_loss,
     learning_rate,
+    with_prefixes,
 )
 from thor_policy_ros.training.frames import Frames, split_frames
 from thor_policy_ros.training.prompts import PromptTable
@@ -130,3 +131,38 @@ def test_recorded_kernels_learn_as_launched_ones_do() -> None:
         for graphs in (False, True)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.2)
+
+
+def test_given_rows_are_at_time_zero_and_no_more_than_asked_for() -> None:
+    t = torch.full((400, 3), 0.7)
+    rows = with_prefixes(t, 10, 4, Generator().manual_seed(0))
+    given = rows == 0
+    assert set(given.sum(-1).flatten().tolist()) == {0, 1, 2, 3, 4}
+    assert not (given[..., 1:] & ~given[..., :-1]).any(), "leading rows alone"
+    assert (rows[~given] == 0.7).all()
+
+
+def test_given_rows_are_seen_clean_and_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A velocity that is wrong in the given rows alone costs nothing."""
+    generator = Generator().manual_seed(0)
+    actions = torch.randn(2, 10, 5, generator=generator)
+    noise = torch.randn(2, 3, 10, 32, generator=generator)
+    t = with_prefixes(torch.full((2, 3), 0.5), 10, 6, generator)
+    padded = torch.nn.functional.pad(actions, (0, 27))[:, None].expand_as(noise)
+    seen = {}
+
+    def velocity(_: object, x_t: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        seen["x"] = x_t
+        return torch.where((times == 0)[..., None], 99.0, noise - padded)
+
+    model = Pi05(toy_config().model)
+    monkeypatch.setattr(model, "velocity", velocity)
+    assert float(flow_loss(model, None, actions, noise, t)) == 0.0  # type: ignore[arg-type]
+    given = (t == 0)[..., None].expand_as(noise)
+    assert torch.equal(seen["x"][given], padded[given])
+
+
+def test_a_toy_trained_with_prefixes_learns_too(split: tuple[Frames, Frames]) -> None:
+    trainer = trainer_of(split, replace(RECIPE, max_prefix_rows=4))
+    curve = trainer.train(lambda report: None)
+    assert curve[-1].flow_loss < curve[0].flow_loss

@@ -84,12 +84,18 @@ def check_guidance(guidance: Guidance, shape: tuple[int, int], clean_rows: bool 
 class GuidanceBuffers:
     """Guidance on the device, at fixed addresses: a graph of N steps may be captured with it.
 
-    Off (all gains 0) until `set`.
+    Off (all gains 0) until `set`. clean_rows: whether the engine also takes rows as they are.
     """
 
     def __init__(
-        self, num_steps: int, horizon: int, action_dim: int, device: torch.device | str
+        self,
+        num_steps: int,
+        horizon: int,
+        action_dim: int,
+        device: torch.device | str,
+        clean_rows: bool = False,
     ) -> None:
+        self._clean_rows = clean_rows
         self._shape = (horizon, action_dim)
         self._times = step_times(num_steps)
         self.target = torch.zeros(1, horizon, action_dim, device=device)
@@ -103,7 +109,7 @@ class GuidanceBuffers:
         if guidance is None:
             self.gains.zero_()
             return
-        check_guidance(guidance, self._shape)
+        check_guidance(guidance, self._shape, self._clean_rows)
         self._copy(self.target, guidance.actions[None])
         self._copy(self.gains, step_gains(guidance, len(self._times))[:, None, :, None])
 

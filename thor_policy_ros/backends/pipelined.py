@@ -51,6 +51,11 @@ class PipelinedBackend:
         self._engine = engine
         self._beside = _SideStream(self.device) if self.device.type == "cuda" else None
 
+    @property
+    def takes_clean_rows(self) -> bool:
+        """Whether leading rows may be given as they are, see `Guidance.clean_rows`."""
+        return bool(getattr(self._engine, "takes_clean_rows", False))
+
     def warmup(self) -> None:
         """Warms the engine up, in both streams' allocators on a GPU."""
         self._engine.warmup()

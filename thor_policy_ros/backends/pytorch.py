@@ -75,6 +75,8 @@ class PyTorchBackend:
     notes: facts about the loaded engine, for diagnostics. warnings: what the user should mend.
     """
 
+    takes_clean_rows = True
+
     def __init__(
         self,
         spec: BackendSpec,
@@ -91,7 +93,7 @@ class PyTorchBackend:
         self._model: Pi05 | None = model
         self._config = model.config
         self._generation = 0
-        self._modulations: dict[int, list[list[Modulation]]] = {}
+        self._modulations: dict[tuple[int, int], list[list[Modulation]]] = {}
         self._guidance: dict[int, GuidanceBuffers] = {}
         self._vision = VisionTokens()
         self._allocate(2 if spec.pipelined else 1, clock)
@@ -154,16 +156,20 @@ class PyTorchBackend:
         model = self._open_model()
         self._check(prefix, noise, num_steps)
         pull = None if guidance is None else self._guidance_of(guidance, num_steps)
+        clean = 0 if guidance is None else guidance.clean_rows
         slot = self._timed = self._slot_of(prefix.generation)
         with slot.times.stage("denoise"):
             x = self._to_device(np.asarray(noise, np.float32))[None]
             rope = self._rope_of(slot.buffers.length, self._config.action_horizon)
-            for step, modulations in enumerate(self._modulations_of(model, num_steps)):
+            if pull is not None and clean:
+                x = torch.cat((pull.target[:, :clean], x[:, clean:]), 1)
+            for step, modulations in enumerate(self._modulations_of(model, num_steps, clean)):
                 hidden = model.action_in_proj(x).to(self.dtype)
                 hidden = model.expert(hidden, modulations, rope, None, slot.buffers.extend)
                 velocity = model.action_out_proj(hidden.float())
                 if pull is not None:
                     velocity = pull.guided(step, x, velocity)
+                    velocity[:, :clean] = 0.0
                 x = torch.sub(x, velocity, alpha=1 / num_steps)
         actions: F32 = x[0].cpu().numpy()
         return actions
@@ -214,21 +220,29 @@ class PyTorchBackend:
         cos, sin = self._rope
         return Rope(cos[:, start : start + length], sin[:, start : start + length])
 
-    def _modulations_of(self, model: Pi05, num_steps: int) -> list[list[Modulation]]:
-        """Every adaptive norm's modulation, by step: computed once for each step count."""
-        if num_steps not in self._modulations:
-            batched = model.modulations(flow_times(num_steps, self.device))
-            self._modulations[num_steps] = [
+    def _modulations_of(
+        self, model: Pi05, num_steps: int, clean_rows: int = 0
+    ) -> list[list[Modulation]]:
+        """Every adaptive norm's modulation, by step: computed once for each step count, and for
+        each number of leading rows that are given at time 0."""
+        key = (num_steps, clean_rows)
+        if key not in self._modulations:
+            times = flow_times(num_steps, self.device)
+            if clean_rows:
+                times = times[:, None].repeat(1, self._config.action_horizon)
+                times[:, :clean_rows] = 0.0
+            batched = model.modulations(times)
+            self._modulations[key] = [
                 [Modulation(m.scale[i], m.shift[i], m.gate[i].to(self.dtype)) for m in batched]
                 for i in range(num_steps)
             ]
-        return self._modulations[num_steps]
+        return self._modulations[key]
 
     def _guidance_of(self, guidance: Guidance, num_steps: int) -> GuidanceBuffers:
         """On the device, by step count; ValueError for guidance that does not fit."""
         if num_steps not in self._guidance:
             horizon, action_dim = self._config.action_horizon, self._config.action_dim
-            made = GuidanceBuffers(num_steps, horizon, action_dim, self.device)
+            made = GuidanceBuffers(num_steps, horizon, action_dim, self.device, clean_rows=True)
             self._guidance[num_steps] = made
         self._guidance[num_steps].set(guidance)
         return self._guidance[num_steps]

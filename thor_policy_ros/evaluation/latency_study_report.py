@@ -120,11 +120,12 @@ def plot(cells: Sequence[Mapping[str, Any]], path: Path, measure: str) -> None:
             axes = grid[row][column]
             _lines(axes, here, name)
             axes.grid(alpha=0.3)
-            axes.set_ylim(bottom=0.0)
             if column == 0:
                 axes.set_ylabel(label)
         grid[0][column].set_title(f"objects at {speed:g} m/s", fontsize=10)
-        grid[0][column].set_ylim(0.0, 1.05)
+    for row in grid:  # once all lines of the shared axis are there
+        row[0].set_ylim(bottom=0.0)
+    grid[0][0].set_ylim(0.0, 1.05)
     grid[-1][len(speeds) // 2].set_xlabel(measure)
     grid[0][0].legend(fontsize=8, loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)

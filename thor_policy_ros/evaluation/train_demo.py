@@ -54,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--prefix-rows",
+        type=int,
+        default=DEFAULTS.max_prefix_rows,
+        help="train to continue up to so many given rows of a chunk: what rtc_mode trained wants",
+    )
     parser.add_argument("--report-every", type=int, default=DEFAULTS.report_every, help="steps")
     parser.add_argument(
         "--cuda-graphs",
@@ -105,6 +111,7 @@ def _trained(arguments: argparse.Namespace, data: ExpertData, console: Console) 
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
+        max_prefix_rows=arguments.prefix_rows,
         report_every=arguments.report_every,
         cuda_graphs=arguments.cuda_graphs,
     )

@@ -149,16 +149,23 @@ class Pi05(nn.Module):
         return F.silu(self.time_mlp_out(hidden))
 
     def modulations(self, t: Tensor) -> list[Modulation]:
-        """t: f32[B] -> all that a denoise step takes from the time; constant for fixed t."""
-        return self.expert.modulations(self.time_condition(t))
+        """t: f32[B] -> all that a denoise step takes from the time; constant for fixed t.
+
+        t may be f32[B,H], a time for each row: then the modulations are [B,H,W].
+        """
+        if t.ndim == 1:
+            return self.expert.modulations(self.time_condition(t))
+        flat = self.expert.modulations(self.time_condition(t.flatten()))
+        return [Modulation(*(part.view(*t.shape, -1) for part in parts)) for parts in flat]
 
     def denoise_step(
         self, x_t: Tensor, t: Tensor, keys: Tensor, values: Tensor, pad_mask: Tensor
     ) -> Tensor:
         """Velocity of the flow at time t (t=1 is noise, t=0 the action).
 
-        x_t: f32[B,H,A], normalised; t: f32[B]; keys, values: [layers,B,G,P,D];
-        pad_mask: bool[B,P]. Returns f32[B,H,A].
+        x_t: f32[B,H,A], normalised; keys, values: [layers,B,G,P,D]; pad_mask: bool[B,P].
+        t: f32[B], or f32[B,H] where rows differ: 0 for those given as they are, to a model that
+        was trained to continue such a prefix. Returns f32[B,H,A].
         """
         horizon = x_t.shape[1]
         suffix_mask = pad_mask.new_ones(pad_mask.shape[0], horizon)
@@ -191,12 +198,12 @@ class Pi05(nn.Module):
     def velocity(self, encoded: Encoded, x_t: Tensor, t: Tensor) -> Tensor:
         """Velocities of K noise draws per prefix, with gradients into prefix and expert.
 
-        encoded: from `prefill` of B observations; x_t: f32[B,K,H,A]; t: f32[B,K].
-        Returns f32[B,K,H,A].
+        encoded: from `prefill` of B observations; x_t: f32[B,K,H,A]; t: f32[B,K] or, by row,
+        f32[B,K,H]. Returns f32[B,K,H,A].
         """
         draws = x_t.shape[1]
         keys = encoded.keys.repeat_interleave(draws, 1)
         values = encoded.values.repeat_interleave(draws, 1)
         pad_mask = encoded.pad_mask.repeat_interleave(draws, 0)
-        v = self.denoise_step(x_t.flatten(0, 1), t.flatten(), keys, values, pad_mask)
+        v = self.denoise_step(x_t.flatten(0, 1), t.flatten(0, 1), keys, values, pad_mask)
         return v.unflatten(0, x_t.shape[:2])

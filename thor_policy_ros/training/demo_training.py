@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def train_demo(
 
     Returns recipe, machine and the training curve as JSON data.
     """
+    config = replace(config, trained_prefix_rows=recipe.max_prefix_rows)
     # TF32 products on a GPU: their rounding is far below the noise of flow matching.
     torch.set_float32_matmul_precision("high")
     tokenizer = build_demo_tokenizer()

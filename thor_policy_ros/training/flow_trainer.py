@@ -36,6 +36,9 @@ class Recipe:
 
     draws: noise draws per frame over one prefix. report_every: in steps. cuda_graphs: replay
     recorded kernels instead of launching each anew (21 against 28 ms a step on an H200).
+    max_prefix_rows: of each draw 0 to so many leading rows are given as they are, at the flow's
+    time 0, and the rest is learnt as their continuation: what a robot will have executed while
+    the chunk was inferred (real-time chunking in training). 0 trains none.
     """
 
     steps: int = 13000
@@ -50,6 +53,7 @@ class Recipe:
     report_every: int = 200
     cuda_graphs: bool = False
     seed: int = 0
+    max_prefix_rows: int = 0
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
@@ -89,7 +93,8 @@ class Losses(nn.Module):
         self.head = PointingHead(config.language.width, grid)
 
     def forward(self, noise: Tensor, t: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """noise: f32[B,K,H,A], t: f32[B,K], batch: a Batch's fields. Flow, pointing: f32[]."""
+        """noise: f32[B,K,H,A], t: f32[B,K] or, with rows given at time 0, f32[B,K,H]; batch: a
+        Batch's fields. Flow, pointing: f32[]."""
         images, tokens, token_mask, actions, target_uv, velocity = batch
         encoded = encode(self.model, images, tokens, token_mask, with_hidden=True)
         flow = flow_loss(self.model, encoded, actions, noise, t)
@@ -158,7 +163,10 @@ class FlowTrainer:
         size, draws = self.recipe.batch_size, self.recipe.draws
         batch = draw_batch(self.frames, self.prompts, size, self.generator)
         t = beta_times((size, draws), self.generator)
-        shape = (size, draws, self.config.model.action_horizon)
+        horizon = self.config.model.action_horizon
+        if self.recipe.max_prefix_rows:
+            t = with_prefixes(t, horizon, self.recipe.max_prefix_rows, self.generator)
+        shape = (size, draws, horizon)
         return gaussian(shape, self.model, self.generator), t, *batch
 
     @torch.no_grad()
@@ -195,14 +203,18 @@ def flow_loss(model: Pi05, encoded: Encoded, actions: Tensor, noise: Tensor, t: 
     """Mean squared error of velocities at K random times per observation.
 
     actions: f32[B,H,A'], the robot's dimensions (the rest of the model's are trained to 0);
-    noise: f32[B,K,H,A]; t: f32[B,K].
+    noise: f32[B,K,H,A]; t: f32[B,K], or f32[B,K,H] where rows of time 0 are given and are not
+    judged.
     """
     horizon, used = actions.shape[1:]
     padded = torch.nn.functional.pad(actions, (0, noise.shape[-1] - used))[:, None]
-    mix = t[:, :, None, None]
+    mix = t[:, :, None, None] if t.ndim == 2 else t[..., None]
     velocity = model.velocity(encoded, mix * noise + (1 - mix) * padded, t)
     rows = torch.linspace(1.0, LAST_ROW_WEIGHT, horizon, device=actions.device)[:, None]
     squared = (velocity - (noise - padded)).square() * (rows / rows.mean())
+    if t.ndim == 3:
+        judged = (t > 0).float()[..., None]
+        squared = squared * (judged / judged.mean())
     return squared[..., :used].mean() + PADDING_WEIGHT * squared[..., used:].mean()
 
 
@@ -210,6 +222,13 @@ def beta_times(shape: tuple[int, ...], generator: Generator) -> Tensor:
     """Times drawn as Beta(1.5, 1) * 0.999 + 0.001: more of them near noise (t = 1)."""
     uniform = torch.rand(shape, generator=generator, device=generator.device)
     return uniform ** (1 / 1.5) * 0.999 + 0.001
+
+
+def with_prefixes(t: Tensor, horizon: int, most: int, generator: Generator) -> Tensor:
+    """f32[B,K] -> f32[B,K,H]: each draw's first 0 to `most` rows, evenly drawn, at time 0."""
+    rows = torch.randint(0, most + 1, t.shape, generator=generator, device=t.device)
+    given = torch.arange(horizon, device=t.device) < rows[..., None]
+    return torch.where(given, 0.0, t[..., None])
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
