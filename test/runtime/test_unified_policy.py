@@ -119,7 +119,7 @@ def test_an_incomplete_folder_is_refused_by_what_it_lacks(
 
 def test_wrong_names_list_the_choices(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="choose one of: pytorch"):
-        UnifiedPolicy(checkpoint, "torch_trt")
+        UnifiedPolicy(checkpoint, "warp_drive")
     with pytest.raises(ValueError, match="choose one of: demo, pi05_aloha"):
         UnifiedPolicy(checkpoint, config="pi0")
 

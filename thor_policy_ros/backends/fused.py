@@ -227,7 +227,7 @@ class FusedBackend:
         for programs in self.programs:
             programs.clear()
         self._slots.clear()
-        del self._denoiser, self._embedded
+        del self._denoiser, self._embedded, self._tools  # products keep weights as they want them
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

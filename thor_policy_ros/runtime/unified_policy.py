@@ -7,6 +7,7 @@ with UnifiedPolicy("checkpoints/demo") as policy:
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -75,7 +76,8 @@ class UnifiedPolicy:
         self.backend: Backend = create_backend(
             backend, checkpoint, self.config.model, device, dtype, engine_options
         )
-        self._runner = PolicyRunner(self, None, clock)
+        # Not a cycle: a policy that is dropped takes its memory along, at once.
+        self._runner = PolicyRunner(weakref.proxy(self), None, clock)
 
     def warmup(self) -> None:
         """Run one empty frame, so that the first real one takes no longer than the others."""
