@@ -64,6 +64,10 @@ POINTERS = {
     torch.int32: "*i32",
     torch.uint8: "*u8",
 }
+TELLING = (
+    *("HMMA", "HGMMA", "QGMMA", "QMMA", "UTCHMMA", "UTCQMMA", "OMMA"),  # matrix units
+    *("LDGSTS", "UTMALDG", "LDG", "STG", "LDL", "STL"),  # copies, loads and stores, spills
+)
 DIVISIBLE = [["tt.divisibility", 16]]
 
 
@@ -77,14 +81,14 @@ class Launch:
     options: Mapping[str, Any]
 
 
-def recorded(case: Case, limits: DeviceLimits) -> list[Launch]:
+def recorded(case: Case, limits: DeviceLimits, overlap: bool) -> list[Launch]:
     """The launches of one operation, with the tiles that follow from `limits`."""
     launches: list[Launch] = []
 
     def record(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         launches.append(Launch(kernel, grid, args, options))
 
-    case.call(TritonOps(META, KernelTarget(META, limits, record)), case.make(META))
+    case.call(TritonOps(META, KernelTarget(META, limits, record, overlap)), case.make(META))
     return launches
 
 
@@ -150,14 +154,25 @@ def _disassembled(cubin: Path) -> dict[str, int] | None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return None
-    pattern = r"\b(HMMA|HGMMA|QGMMA|QMMA|UTCHMMA|UTCQMMA|OMMA|LDGSTS|UTMALDG|LDG|STG|LDL|STL)\b"
-    return dict(sorted(Counter(re.findall(pattern, done.stdout)).items()))
+    found = re.findall(rf"\b({'|'.join(TELLING)})\b", done.stdout)
+    return dict(sorted(Counter(found).items()))
 
 
-def examined(case: Case, generation: Generation) -> list[dict[str, Any]]:
+def waits_first(kernel: Any) -> bool:
+    """Whether an overlapping kernel touches memory only behind its wait (prefetches apart)."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(kernel.asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-sass", str(cubin)]
+        sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    touching = re.search(r"\b(ACQBULK|LD|LDG|LDGSTS|UTMALDG|ST|STG|ATOM|ATOMG|RED)\b", sass)
+    return touching is not None and touching.group(1) == "ACQBULK"
+
+
+def examined(case: Case, generation: Generation, overlap: bool) -> list[dict[str, Any]]:
     """One record for each launch of an operation; a failure is recorded, not raised."""
     records = []
-    for launch in recorded(case, generation.limits):
+    for launch in recorded(case, generation.limits, overlap and generation.limits.can_overlap):
         record: dict[str, Any] = {
             "case": case.name,
             "kernel": launch.kernel.__name__,
@@ -166,7 +181,10 @@ def examined(case: Case, generation: Generation) -> list[dict[str, Any]]:
             "tiles": {k: v for k, v in launch.options.items() if k.isupper() and k != "EPS"},
         }
         try:
-            record |= resources(compiled(launch, generation.arch), generation.arch)
+            kernel = compiled(launch, generation.arch)
+            record |= resources(kernel, generation.arch)
+            if launch.options.get("OVERLAP"):
+                record["waits_first"] = waits_first(kernel)
             record["fits"] = record["shared_bytes"] <= generation.limits.shared_memory
         except Exception as error:  # noqa: BLE001 - any failure to compile belongs in the table
             record["error"] = f"{type(error).__name__}: {str(error).strip()[-300:]}"
@@ -199,6 +217,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--arch", type=int, nargs="+", default=[g.arch for g in GENERATIONS])
     parser.add_argument("--case", nargs="+", help="operations whose names contain one of these")
+    parser.add_argument("--overlap", action="store_true", help="with programmatic dependent launch")
     parser.add_argument("--ptxas-blackwell", help="ptxas of CUDA 13 or later, for sm_110")
     arguments = parser.parse_args()
     if arguments.ptxas_blackwell:
@@ -212,13 +231,14 @@ def main() -> int:
         for generation in generations
         for case in cases
         if not (case.fp8 and not generation.limits.has_fp8)
-        for record in examined(case, generation)
+        for record in examined(case, generation, arguments.overlap)
     ]
     print(table(records))
     if arguments.out:
         result = {
             "command": "benchmarks/kernel_resources.py",
             "triton": triton.__version__,
+            "overlap": arguments.overlap,
             "examples": {f"sm_{g.arch}": g.example for g in generations},
             "kernels": records,
         }

@@ -10,6 +10,7 @@ import torch
 
 from thor_policy_ros.backends.kernels import create_ops
 from thor_policy_ros.backends.kernels.capability import DeviceLimits, missing_for_triton
+from thor_policy_ros.backends.kernels.target import KernelTarget
 from thor_policy_ros.backends.kernels.tiles import (
     gemm_tiles,
     head_blocks,
@@ -99,3 +100,8 @@ def test_the_package_of_kernels_is_imported_without_triton() -> None:
         "assert create_ops('reference', 'cpu').name == 'reference'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_overlap_is_refused_before_hopper() -> None:
+    with pytest.raises(ValueError, match=r"9.0 or later, got 8\.9"):
+        KernelTarget(torch.device("cpu"), ADA, overlap=True)

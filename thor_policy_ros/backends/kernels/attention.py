@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thor_policy_ros.backends.fp8 import E4M3
+from thor_policy_ros.backends.kernels.overlap import wait_for_previous
 from thor_policy_ros.backends.kernels.rope import group_stride
 from thor_policy_ros.backends.kernels.rounding import store
 from thor_policy_ros.backends.kernels.small_gemm import arrive_last, tile_offsets
@@ -60,12 +61,14 @@ def attention_kernel(
     SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """A group is one kv head of one image or sequence: outer index and inner one. Row r of it is
     token r // HEADS and query head r % HEADS. scale: of the products, times log2(e).
 
     Inner strides are known at compile time: a head of 72 is then seen to begin at 16 bytes.
     """
+    wait_for_previous(OVERLAP)
     group = tl.program_id(1)
     outer, inner_index = (group // inner).to(tl.int64), (group % inner).to(tl.int64)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -321,4 +324,5 @@ def _launch(
         BLOCK_N=t.block_n,
         num_warps=t.warps,
         num_stages=t.stages,
+        **target.overlap_options,
     )

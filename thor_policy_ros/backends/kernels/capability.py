@@ -36,6 +36,11 @@ class DeviceLimits:
         return self.capability >= LEAST_CAPABILITY_FP8
 
     @property
+    def can_overlap(self) -> bool:
+        """Whether a kernel can begin before the previous ends (programmatic dependent launch)."""
+        return self.capability >= (9, 0)
+
+    @property
     def multiplies_from_shared_memory(self) -> bool:
         """Whether Triton 3.6 has the matrix units read operands there (wgmma, tcgen05) instead of
         registers; on Thor (11.0) it does not."""

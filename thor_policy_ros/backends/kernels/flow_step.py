@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thor_policy_ros.backends.kernels.overlap import wait_for_previous
 from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
 from thor_policy_ros.backends.kernels.tiles import ceil_div, power_of_2
 from thor_policy_ros.model.gemma import RMS_NORM_EPS
@@ -17,8 +18,17 @@ WIDTH = 256
 
 @triton.jit
 def embed_actions_kernel(
-    x_ptr, w_ptr, bias_ptr, out_ptr, actions, width, BLOCK_A: tl.constexpr, OUTPUTS: tl.constexpr
+    x_ptr,
+    w_ptr,
+    bias_ptr,
+    out_ptr,
+    actions,
+    width,
+    BLOCK_A: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    wait_for_previous(OVERLAP)
     row = tl.program_id(0)
     column = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     a = tl.arange(0, BLOCK_A)
@@ -47,8 +57,10 @@ def euler_step_kernel(
     EPS: tl.constexpr,
     ACTIONS: tl.constexpr,
     WIDTH: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The norm's factor comes out of the same pass as the product, as in folded_gemm."""
+    wait_for_previous(OVERLAP)
     row = tl.program_id(0)
     action = tl.program_id(1) * ACTIONS + tl.arange(0, ACTIONS)
     inside = action < actions
@@ -94,6 +106,7 @@ def embed_actions(
         BLOCK_A=power_of_2(actions),
         OUTPUTS=OUTPUTS,
         num_warps=4,
+        **target.overlap_options,
     )
 
 
@@ -134,4 +147,5 @@ def euler_step(
         ACTIONS=ACTIONS,
         WIDTH=WIDTH,
         num_warps=4,
+        **target.overlap_options,
     )

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thor_policy_ros.backends.kernels.activations import gelu_tanh
+from thor_policy_ros.backends.kernels.overlap import prefetch_weights, wait_for_previous
 from thor_policy_ros.backends.kernels.rope import group_stride, store_rotated
 from thor_policy_ros.backends.kernels.small_gemm import (
     accumulate,
@@ -43,6 +44,7 @@ def folded_tile(
     row,
     rows,
     column,
+    columns,
     inside,
     k_size,
     EPS: tl.constexpr,
@@ -51,10 +53,15 @@ def folded_tile(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
+    LINE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """f32[BLOCK_M,BLOCK_N] of the whole product, and whether this block is the one to store it."""
     split = tl.program_id(2)
     begin, end = k_range(k_size, split, SPLITS, BLOCK_K)
+    if OVERLAP:
+        prefetch_weights(w_ptr, column, columns, k_size, begin, end, BLOCK_K, LINE)
+    wait_for_previous(OVERLAP)
     acc, squares = accumulate(
         x_ptr,
         w_ptr,
@@ -110,6 +117,8 @@ def geglu_product_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
+    LINE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     lane = tl.arange(0, BLOCK_N)
@@ -125,6 +134,7 @@ def geglu_product_kernel(
         row,
         rows,
         unit + (lane % 2) * hidden,
+        2 * hidden,
         unit < hidden,
         k_size,
         EPS,
@@ -133,6 +143,8 @@ def geglu_product_kernel(
         BLOCK_N,
         BLOCK_K,
         EVEN_K,
+        LINE,
+        OVERLAP,
     )
     if last:
         gate, up = tl.split(tl.reshape(value, (BLOCK_M, BLOCK_N // 2, 2)))
@@ -170,6 +182,8 @@ def qkv_product_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
+    LINE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     lane = tl.arange(0, BLOCK_N)
@@ -186,6 +200,7 @@ def qkv_product_kernel(
         row,
         rows,
         (pair_of_lane // HALF) * 2 * HALF + pair_of_lane % HALF + (lane % 2) * HALF,
+        2 * pairs,
         pair_of_lane < pairs,
         k_size,
         EPS,
@@ -194,6 +209,8 @@ def qkv_product_kernel(
         BLOCK_N,
         BLOCK_K,
         EVEN_K,
+        LINE,
+        OVERLAP,
     )
     if last:
         low, high = tl.split(tl.reshape(value, (BLOCK_M, BLOCK_N // 2, 2)))
@@ -249,7 +266,8 @@ def expert_geglu(
         hidden,
         k,
         EPS=RMS_NORM_EPS,
-        **product_options(t, k),
+        **product_options(t, weight),
+        **target.overlap_options,
     )
     return out
 
@@ -301,7 +319,8 @@ def expert_qkv(
         k,
         HALF=head_dim // 2,
         EPS=RMS_NORM_EPS,
-        **product_options(t, k),
+        **product_options(t, weight),
+        **target.overlap_options,
     )
     return out
 

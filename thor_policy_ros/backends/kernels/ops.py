@@ -188,10 +188,11 @@ class Ops(Protocol):
         """
 
 
-def create_ops(name: str, device: torch.device | str) -> Ops:
+def create_ops(name: str, device: torch.device | str, overlap: bool = False) -> Ops:
     """'reference': torch, anywhere. 'triton': BackendUnavailableError says what is missing.
 
-    ValueError for a name that is not known.
+    overlap: let Triton's kernels of a denoise step begin before the one in front of them ends
+    (Hopper and later; not run on a GPU yet). ValueError for a name that is not known.
     """
     if name == "reference":
         from thor_policy_ros.backends.kernels.reference import ReferenceOps
@@ -204,4 +205,4 @@ def create_ops(name: str, device: torch.device | str) -> Ops:
         raise BackendUnavailableError(f"the Triton kernels want {'; '.join(lacks)}")
     from thor_policy_ros.backends.kernels.triton_ops import TritonOps
 
-    return TritonOps(torch.device(device))
+    return TritonOps(torch.device(device), overlap=overlap)

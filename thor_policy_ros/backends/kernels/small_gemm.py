@@ -11,6 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thor_policy_ros.backends.kernels.overlap import (
+    CACHE_LINE,
+    prefetch_weights,
+    wait_for_previous,
+)
 from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
 from thor_policy_ros.backends.kernels.tiles import GemmTiles, ceil_div, gemm_tiles
 from thor_policy_ros.backends.kernels.weights import Weight
@@ -120,12 +125,17 @@ def gated_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
+    LINE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < columns
     split = tl.program_id(2)
     begin, end = k_range(k_size, split, SPLITS, BLOCK_K)
+    if OVERLAP:
+        prefetch_weights(w_ptr, column, columns, k_size, begin, end, BLOCK_K, LINE)
+    wait_for_previous(OVERLAP)
     acc, _ = accumulate(
         y_ptr,
         w_ptr,
@@ -188,7 +198,8 @@ def gated_linear(
         rows,
         columns,
         k,
-        **product_options(t, k),
+        **product_options(t, weight),
+        **target.overlap_options,
     )
 
 
@@ -199,14 +210,16 @@ def product_tiles(target: KernelTarget, x: Tensor, weight: Weight) -> GemmTiles:
     return gemm_tiles(rows, weight.data.shape[0], k, *sizes, target.limits)
 
 
-def product_options(tiles: GemmTiles, k: int) -> dict[str, int]:
+def product_options(tiles: GemmTiles, weight: Weight) -> dict[str, int]:
     """Compile-time arguments that every product's kernel takes."""
+    k, line = weight.data.shape[1], CACHE_LINE // weight.data.element_size()
     return {
         "SPLITS": tiles.splits,
         "BLOCK_M": tiles.block_m,
         "BLOCK_N": tiles.block_n,
         "BLOCK_K": tiles.block_k,
         "EVEN_K": k % tiles.block_k == 0,
+        "LINE": min(line, tiles.block_k),
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
     }

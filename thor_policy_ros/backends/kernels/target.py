@@ -25,17 +25,33 @@ def launch_kernel(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any
 class KernelTarget:
     """One device and stream. Kernels that share it must not run at the same time.
 
-    launch: replaced where launches are recorded instead of made.
+    launch: replaced where launches are recorded instead of made. overlap: let kernels of a denoise
+    step begin before the one in front of them ends (see overlap.py).
     """
 
     def __init__(
-        self, device: torch.device, limits: DeviceLimits, launch: Launch = launch_kernel
+        self,
+        device: torch.device,
+        limits: DeviceLimits,
+        launch: Launch = launch_kernel,
+        overlap: bool = False,
     ) -> None:
+        if overlap and not limits.can_overlap:
+            raise ValueError(
+                "overlapping kernels want compute capability 9.0 or later, got"
+                f" {limits.capability[0]}.{limits.capability[1]}"
+            )
+        self._overlap = overlap
         self.device = device
         self.limits = limits
         self.launch = launch
         self._floats = torch.empty(SCRATCH_FLOATS, device=device, dtype=torch.float32)
         self._counters = torch.zeros(COUNTERS, device=device, dtype=torch.int32)
+
+    @property
+    def overlap_options(self) -> dict[str, bool]:
+        """Options of a kernel that waits for the previous one by itself."""
+        return {"OVERLAP": self._overlap, "launch_pdl": self._overlap}
 
     def partials(self, floats: int) -> Tensor:
         """Scratch for the partial results of one kernel; ValueError where it is too small."""

@@ -25,13 +25,15 @@ from thor_policy_ros.backends.kernels.weights import Folded, Weight
 class TritonOps:
     """One object for each stream: split kernels share its scratch memory.
 
-    target: where kernels are launched; made for the device where it is not given.
+    target: where kernels are launched; made for the device where it is not given, with `overlap`.
     """
 
     name = "triton"
 
-    def __init__(self, device: torch.device, target: KernelTarget | None = None) -> None:
-        self.target = target or KernelTarget(device, limits_of(device))
+    def __init__(
+        self, device: torch.device, target: KernelTarget | None = None, overlap: bool = False
+    ) -> None:
+        self.target = target or KernelTarget(device, limits_of(device), overlap=overlap)
 
     def rms_norm(
         self,
