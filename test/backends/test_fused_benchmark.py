@@ -17,9 +17,10 @@ def test_a_rehearsal_fills_the_table_and_a_broken_section_is_recorded(tmp_path: 
     out = tmp_path / "fused.json"
     script = str(ROOT / "benchmarks" / "fused_on_cuda.py")
     sections = "precision,toy,weights,reference,frames,table"  # precision: before its weights
+    command = [sys.executable, script, "--rehearse", "--frames", "4"]
+    command += ["--out", str(out), "--sections", sections]
     done = subprocess.run(
-        [sys.executable, script, "--rehearse", "--frames", "4", "--out", str(out)]
-        + ["--sections", sections],
+        command,
         capture_output=True,
         text=True,
         check=False,

@@ -11,6 +11,7 @@ from importlib import import_module
 KINDS = {
     "compare": "frames beside other projects' pi0.5 in the same run, with ratios",
     "latency": "stages and frames of backends beside eager PyTorch, taking turns",
+    "regress": "fail where a backend lost speed against a stored latency result",
     "precision": "cosine and error of K, V and actions against float32, the worst of N",
     "modules": "GEMM, MLP, fusions and the prefix on this GPU, dense and in FP8",
 }

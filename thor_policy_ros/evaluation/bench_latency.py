@@ -4,7 +4,8 @@ Backends take turns frame by frame, so that whatever slows the machine down slow
 and a speedup compares frames that ran next to each other. Stages are timed by CUDA events on
 a GPU, the frame by the wall clock from the inputs in host memory to the actions there.
 A backend that reuses its prefix does so here. For a pipelined one, `frame` is the time from
-one chunk to the next.
+one chunk to the next. `floor` is how many rooflines a frame takes, where the device's peaks are
+known. --sweep varies one dimension at a time instead.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from thor_policy_ros.evaluation.bench_subject import (
     opened_subject,
     positive,
 )
+from thor_policy_ros.evaluation.floors import floors_ms, over_floor, peaks_of
 from thor_policy_ros.evaluation.result_files import (
     command_line,
     figure_table,
@@ -123,17 +125,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `thor-policy bench latency`."""
     add_subject_arguments(parser)
     parser.add_argument("--frames", type=positive, default=50, help="of each (default: 50)")
+    parser.add_argument(
+        "--sweep", type=_dimensions, metavar="X[,Y]",
+        help="how frames grow with: cameras, steps, horizon, prompt_len",
+    )  # fmt: skip
+    parser.add_argument("--peaks", metavar="DEVICE", help="of `thor-policy roofline`, for floors")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the stages (PNG, SVG)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, write, draw."""
+    if arguments.sweep:
+        return _run_sweep(arguments)
     report = latency_report(arguments)
     if arguments.json != "-":
         Console().print(report_table(report))
     write_json(report, arguments.json)
     if arguments.plot:
         plot_latency(report, arguments.plot)
+    return 0
+
+
+def _dimensions(text: str) -> list[str]:
+    from thor_policy_ros.evaluation.bench_sweep import dimensions
+
+    return dimensions(text)
+
+
+def _run_sweep(arguments: argparse.Namespace) -> int:
+    from thor_policy_ros.evaluation.bench_sweep import sweep, sweep_table
+
+    names = list(dict.fromkeys([REFERENCE, *backend_names(arguments)]))
+    device, dtype = device_and_dtype(arguments)
+    machine = machine_of(device)
+    with opened_subject(arguments) as subject:
+        rows = sweep(arguments, subject, names, device, dtype, machine["device"])
+        report = {
+            "kind": "sweep",
+            "command": command_line(),
+            "machine": machine,
+            "versions": versions(),
+            "settings": _settings(arguments, subject),
+            "reference": REFERENCE,
+            "points": rows,
+        }
+    if arguments.json != "-":
+        Console().print(sweep_table(report))
+    write_json(report, arguments.json)
     return 0
 
 
@@ -151,16 +189,20 @@ def latency_report(arguments: argparse.Namespace) -> dict[str, Any]:
             contenders.append(Contender(backend, *frame))
         measure(contenders, WARM_UP_ROUNDS)
         frames = measure(contenders, arguments.frames)
+    machine = machine_of(device)
     return {
         "kind": "latency",
         "command": command_line(),
-        "machine": machine_of(device),
+        "machine": machine,
         "versions": versions(),
         "settings": _settings(arguments, subject),
         "sizes": asdict(subject.config),
         "reference": REFERENCE,
         "backends": [
-            _entry(contender, str(dtype), rows, frames[0])
+            {
+                **_entry(contender, str(dtype), rows, frames[0]),
+                "floor_ms": _floors(arguments, subject, contender, machine, str(dtype)),
+            }
             for contender, rows in zip(contenders, frames, strict=True)
         ],
     }
@@ -177,6 +219,23 @@ def _settings(arguments: argparse.Namespace, subject: Subject) -> dict[str, Any]
         "frames": arguments.frames,
         "warm_up_frames": WARM_UP_ROUNDS,
     }
+
+
+def _floors(
+    arguments: argparse.Namespace,
+    subject: Subject,
+    contender: Contender,
+    machine: Mapping[str, Any],
+    dtype: str,
+) -> dict[str, float]:
+    """By stage; {} where the device's peaks are not known."""
+    counts = {
+        "cameras": subject.cameras,
+        "prompt_tokens": subject.prompt_tokens,
+        "num_steps": arguments.num_steps,
+    }
+    peaks, mlp = peaks_of(machine["device"], arguments.peaks), contender.backend.spec.mlp
+    return floors_ms(subject.config, counts, peaks, dtype.removeprefix("torch."), mlp)
 
 
 def _entry(
@@ -202,7 +261,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
     stages = ("vision", "prefill", "denoise")
     table = figure_table(
         ("backend",),
-        (*stages, "frame", "p95", "p99", "times faster"),
+        (*stages, "frame", "p95", "p99", "times faster", "floor"),
         f"{settings['config']} on {report['machine']['device']}, "
         f"{report['backends'][0]['dtype']}, medians in ms: "
         f"{settings['cameras']} cameras, {settings['prefix_tokens']} prefix tokens, "
@@ -215,5 +274,6 @@ def report_table(report: Mapping[str, Any]) -> Table:
             *(f"{ms[stage]['p50']:.2f}" for stage in stages),
             *(f"{ms['frame'][q]:.2f}" for q in ("p50", "p95", "p99")),
             f"{entry['speedup']['median']:.2f}",
+            over_floor(ms["frame"]["p50"], entry.get("floor_ms", {})),
         )
     return table

@@ -107,6 +107,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bench", type=Path, metavar="FILE",
         help="result of `bench latency` to hold against the floor; brings its own settings",
     )  # fmt: skip
+    parser.add_argument(
+        "--project", type=Path, metavar="FILE",
+        help="result of `bench latency` on another device, to be projected to this one",
+    )  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="write the result; - for stdout alone")
 
 
@@ -130,6 +134,7 @@ def roofline_report(arguments: argparse.Namespace) -> dict[str, Any]:
     floors = part_floors(costs, device, arguments.dtype)
     stages = stage_floors_ms(floors, costs.num_steps)
     return {
+        **_projection(arguments, device, costs),
         "kind": "roofline",
         "device": asdict(device),
         "dtype": arguments.dtype,
@@ -141,6 +146,18 @@ def roofline_report(arguments: argparse.Namespace) -> dict[str, Any]:
         "floor_ms": stages,
         "measured": [] if bench is None else measured_over_floor(bench, stages),
     }
+
+
+def _projection(
+    arguments: argparse.Namespace, device: DevicePeaks, costs: FrameCosts
+) -> dict[str, Any]:
+    """For a device with published figures, or where kernels measured elsewhere are given."""
+    from thor_policy_ros.evaluation.projection import PUBLISHED, projection
+
+    elsewhere = _read_bench(arguments.project)
+    if elsewhere is None and arguments.device not in PUBLISHED:
+        return {}
+    return {"projection": projection(arguments.device, device, costs, elsewhere)}
 
 
 def measured_over_floor(
@@ -211,6 +228,17 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     )
     console.print(_parts_table(report["parts"]))
     console.print(_stages_table(report))
+    if "projection" in report:
+        _print_projection(report["projection"], console)
+
+
+def _print_projection(result: Mapping[str, Any], console: Console) -> None:
+    from thor_policy_ros.evaluation.projection import projection_table
+
+    console.print(projection_table(result))
+    console.print("A projection, not a measurement. It assumes that:")
+    for number, text in enumerate(result["assumptions"], 1):
+        console.print(f"  {number}. {text}")
 
 
 def _parts_table(parts: list[dict[str, Any]]) -> Table:
