@@ -177,6 +177,16 @@ class TestReport:
         paired = report["cells"][1]["paired"]
         assert paired == {"episodes": 7, "only_this": 1, "only_reference": 4}
 
+    def test_continuing_is_paired_with_reusing_too(self) -> None:
+        going = Cell(Way("continue, every 3", "continue", 3), FAST, "task", 0.08)
+        records = [record(REUSED, seed, success=seed != 2) for seed in range(4)]
+        records += [record(going, seed, success=seed != 1) for seed in range(4)]
+        figures = study_report([REUSED, going], records, {})["cells"]
+        assert "paired_with_reuse" not in figures[0]
+        assert figures[1]["paired_with_reuse"] == {
+            "episodes": 4, "only_this": 1, "only_reference": 1,
+        }  # fmt: skip
+
     def test_an_arm_that_never_reacts_counts_as_slower_than_all(self) -> None:
         cell = Cell(REFERENCE, FAST, "reaction", 0.0)
         times = [0.2, 0.3, 0.4, None]

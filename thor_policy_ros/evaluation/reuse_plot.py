@@ -16,6 +16,7 @@ FAMILIES = (
 NAIVE_COLOUR = "tab:orange"
 NOTES_AT = {"reuse": (4, 6), "continue": (-4, -13)}  # points from the marker
 NAIVE_NOTE_AT = (5, -13)
+BY_STATE_NOTE_AT = (-44, 6)
 
 
 def plot_study(report: Mapping[str, Any], path: Path) -> None:
@@ -76,6 +77,7 @@ def _draw(panel: Any, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         )
         if _note(name):
             offset = NAIVE_NOTE_AT if naive else NOTES_AT[family]
+            offset = BY_STATE_NOTE_AT if "by state" in name else offset
             panel.annotate(
                 _note(name), place, xytext=offset, textcoords="offset points", fontsize=7
             )

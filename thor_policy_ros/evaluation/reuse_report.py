@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.table import Table
@@ -12,7 +12,7 @@ from rich.table import Table
 from thor_policy_ros.evaluation.intervals import wilson_interval
 from thor_policy_ros.evaluation.motion_trace import pooled
 from thor_policy_ros.evaluation.result_files import figure_table
-from thor_policy_ros.evaluation.reuse_cells import DEVICES, REFERENCE, Cell
+from thor_policy_ros.evaluation.reuse_cells import DEVICES, REFERENCE, REUSE, Cell
 
 Record = Mapping[str, Any]
 
@@ -59,9 +59,6 @@ def _successes(cell: Cell, by_cell: Mapping[str, list[Record]]) -> dict[str, Any
     records = by_cell[cell.name]
     wins = {record["seed"] for record in records if record["success"]}
     low, high = wilson_interval(len(wins), len(records))
-    reference = by_cell.get(Cell(REFERENCE, cell.device, cell.kind, cell.speed_m_s).name, [])
-    both = {r["seed"] for r in records} & {r["seed"] for r in reference}
-    reference_wins = {r["seed"] for r in reference if r["success"]} & both
     durations = sorted(record["duration_s"] for record in records if record["success"])
     return {
         "successes": len(wins),
@@ -69,12 +66,29 @@ def _successes(cell: Cell, by_cell: Mapping[str, list[Record]]) -> dict[str, Any
         "wilson_95": [_rounded(low), _rounded(high)],
         "median_success_s": durations[len(durations) // 2] if durations else None,
         "outcomes": dict(Counter(record["outcome"] for record in records)),
-        "paired": {
-            "episodes": len(both),
-            "only_this": len((wins & both) - reference_wins),
-            "only_reference": len(reference_wins - wins),
-        },
+        "paired": _paired(records, by_cell.get(replace(cell, way=REFERENCE).name, [])),
+        **_paired_with_reuse(cell, by_cell),
     }
+
+
+def _paired(records: Sequence[Record], reference: Sequence[Record]) -> dict[str, int]:
+    """Episodes of the same scene and noise: which of the two alone succeeded how often."""
+    ours, theirs = ({r["seed"]: r["success"] for r in rows} for rows in (records, reference))
+    both = ours.keys() & theirs.keys()
+    return {
+        "episodes": len(both),
+        "only_this": sum(ours[seed] and not theirs[seed] for seed in both),
+        "only_reference": sum(theirs[seed] and not ours[seed] for seed in both),
+    }
+
+
+def _paired_with_reuse(cell: Cell, by_cell: Mapping[str, list[Record]]) -> dict[str, Any]:
+    """Where nothing is computed between refills: beside reusing the prefix there."""
+    reuse = {way.every: way for way in REUSE}
+    if cell.way.mode != "continue" or cell.way.every not in reuse:
+        return {}
+    other = replace(cell, way=reuse[cell.way.every]).name
+    return {"paired_with_reuse": _paired(by_cell[cell.name], by_cell.get(other, []))}
 
 
 def _reactions(records: Sequence[Record]) -> dict[str, Any]:
