@@ -1,0 +1,79 @@
+"""The checks for a GPU machine, rehearsed on a CPU: what they record, and what they survive."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CRASH = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Crashes(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "thor_policy_ros.backends.fused":
+            sys.stderr.write("illegal memory access\\n")
+            sys.stderr.flush()
+            import os
+            os._exit(134)
+
+if any('"section": "demo"' in word for word in sys.orig_argv):
+    sys.meta_path.insert(0, Crashes())
+"""
+
+
+def checks(out: Path, *options: str, path: str = "") -> tuple[int, dict[str, Any]]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_checks.py"), "--out", str(out)]
+    done = subprocess.run(
+        [*command, "--device", "cpu", "--toy", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (path, str(ROOT))))},
+    )
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, json.loads(out.read_text())
+
+
+@pytest.mark.slow
+def test_a_rehearsal_verifies_and_switches_every_engine(tmp_path: Path) -> None:
+    status, results = checks(tmp_path / "out.json", "--sections", "demo,soak")
+    assert (status, results["faults"]) == (0, [])
+    facts = results["sections"]["facts"]["all"]
+    assert facts["engines"][0] == "pytorch" and "pytorch_pipelined" in facts["engines"]
+    demo = results["sections"]["demo"]
+    assert list(demo) == facts["engines"]
+    assert all(found["ok"] and found["frame_ms_p50"] > 0 for found in demo.values())
+    soak = results["sections"]["soak"]["all"]
+    assert soak["switches"] == soak["wanted"] == 8 and soak["unverified"] == 0
+    assert set(soak["frames"]) == set(facts["backends"]), "frames of each"
+    assert soak["refused"] == soak["failures"] == []
+
+
+@pytest.mark.slow
+def test_an_engine_that_ends_its_process_is_recorded_and_the_next_one_tried(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CRASH)
+    options = ("--sections", "demo")
+    status, results = checks(tmp_path / "out.json", *options, path=str(tmp_path))
+    demo = results["sections"]["demo"]
+    assert status == 1 and demo["pytorch"]["ok"] and demo["pytorch_pipelined"]["ok"]
+    for name in ("fused_freq1", "fused_pipelined"):
+        assert demo[name]["error"] == "its process ended with status 134"
+        assert "illegal memory access" in demo[name]["said"]
+    assert len(results["faults"]) == 2
+
+
+def test_what_there_was_no_time_for_is_said(tmp_path: Path) -> None:
+    status, results = checks(tmp_path / "out.json", "--sections", "soak", "--budget", "1")
+    assert status == 1
+    assert "out of time" in results["sections"]["facts"]["all"]["error"]
+    assert results["sections"]["soak"]["all"] == {"error": "no time was left for it"}
