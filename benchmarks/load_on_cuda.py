@@ -35,13 +35,12 @@ from thor_policy_ros.backends.registry import BACKENDS
 from thor_policy_ros.evaluation.random_checkpoint import write_random_checkpoint
 from thor_policy_ros.evaluation.result_files import machine_of, versions
 from thor_policy_ros.model.checkpoint import load_pi05
-from thor_policy_ros.model.config import Pi05Config
+from thor_policy_ros.model.config import Pi05Config, PolicyConfig
 from thor_policy_ros.model.conversion import convert_weights
-from thor_policy_ros.model.named_configs import LIBERO
+from thor_policy_ros.model.named_configs import chosen_config
 from thor_policy_ros.model.weight_files import WEIGHTS, remember_hash
 from thor_policy_ros.types import ModelInputs
 
-ROUNDS = 3
 LOADS = ("openpi", "lerobot", "merged", "merged, FP8 as stored")
 CHILD = """
 import json, sys, threading, time
@@ -49,8 +48,9 @@ from pathlib import Path
 import torch
 from thor_policy_ros.backends.fp8_mlp import load_quantised
 from thor_policy_ros.model.checkpoint import load_pi05
-from thor_policy_ros.model.named_configs import LIBERO
+from thor_policy_ros.model.named_configs import chosen_config
 folder, device, fp8 = sys.argv[1], torch.device(sys.argv[2]), sys.argv[3] == "fp8"
+config = chosen_config(sys.argv[4]).model
 torch.zeros(1, device=device)
 with torch.device("meta"):
     torch.nn.Linear(1, 1)
@@ -66,9 +66,9 @@ thread = threading.Thread(target=sample, daemon=True)
 thread.start()
 begun_s = time.perf_counter()
 if fp8:
-    model = load_quantised(folder, LIBERO.model, device, None)
+    model = load_quantised(folder, config, device, None)
 else:
-    model = load_pi05(folder, LIBERO.model, device, torch.bfloat16)
+    model = load_pi05(folder, config, device, torch.bfloat16)
 if device.type == "cuda":
     torch.cuda.synchronize()
 seconds = time.perf_counter() - begun_s
@@ -86,22 +86,30 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="where the results go, as JSON")
     parser.add_argument("--folder", type=Path, help="for the checkpoints; default: a temporary one")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--config", default="pi05_libero", help="a name, or a JSON file")
     parser.add_argument("--keep", action="store_true", help="leave the checkpoints in --folder")
     parser.add_argument("--frames", type=int, default=10, help="for each batch size")
+    parser.add_argument("--rounds", type=int, default=3, help="loads of each layout")
     parser.add_argument("--skip-batches", action="store_true")
     arguments = parser.parse_args()
+    name_of_config, config = arguments.config, chosen_config(arguments.config)
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="thor_policy_load_"))
     results = Results(arguments.out)
     results.add("machine", lambda: machine_of(torch.device(arguments.device)) | versions())
     try:
-        results.add("made", lambda: make(folder))
-        for turn in range(ROUNDS):  # in turn: a busy minute meets them all
+        results.add("made", lambda: make(folder, config))
+        for turn in range(arguments.rounds):  # in turn: a busy minute meets them all
             for name in LOADS:
                 section = f"load {name}, round {turn + 1}"
-                results.add(section, lambda name=name: load_once(folder, name, arguments.device))
-        results.add("loads", lambda: summary(results.found))
+                results.add(
+                    section,
+                    lambda name=name: load_once(folder, name, arguments.device, name_of_config),
+                )
+        results.add("loads", lambda: summary(results.found, arguments.rounds))
         if not arguments.skip_batches:
-            results.add("batches", lambda: batches(folder, arguments.device, arguments.frames))
+            results.add(
+                "batches", lambda: batches(folder, config, arguments.device, arguments.frames)
+            )
     finally:
         if not arguments.keep:
             shutil.rmtree(folder, ignore_errors=True)
@@ -128,9 +136,9 @@ class Results:
         self._path.write_text(json.dumps(self.found, indent=2) + "\n")
 
 
-def make(folder: Path) -> dict[str, Any]:
+def make(folder: Path, config: PolicyConfig) -> dict[str, Any]:
     """The checkpoints that are not there yet: seconds and bytes of each."""
-    model, seconds = LIBERO.model, {}
+    model, seconds = config.model, {}
 
     def made(name: str, file: str, make_it: Callable[[], Any]) -> None:
         if not (folder / name / file).is_file():
@@ -139,7 +147,7 @@ def make(folder: Path) -> dict[str, Any]:
             seconds[f"{name}/{file}"] = time.perf_counter() - begun_s
 
     openpi, lerobot, merged = (folder / name for name in ("openpi", "lerobot", "merged"))
-    made("openpi", WEIGHTS, lambda: write_random_checkpoint(openpi, LIBERO))
+    made("openpi", WEIGHTS, lambda: write_random_checkpoint(openpi, config))
     made("lerobot", WEIGHTS, lambda: convert_weights(openpi, lerobot, model, "lerobot"))
     made("merged", WEIGHTS, lambda: convert_weights(openpi, merged, model, "merged"))
     made("merged", "weights_hash.json", lambda: remember_hash(merged))
@@ -149,14 +157,15 @@ def make(folder: Path) -> dict[str, Any]:
     return {"seconds": seconds, "bytes": sizes}
 
 
-def load_once(folder: Path, name: str, device: str) -> dict[str, Any]:
+def load_once(folder: Path, name: str, device: str, config: str) -> dict[str, Any]:
     """In a fresh process, after the files were read into the page cache."""
     layout, _, fp8 = name.partition(", ")
     for file in (folder / layout).glob("*.safetensors"):
         with file.open("rb") as handle:
             while handle.read(1 << 24):
                 pass
-    command = [sys.executable, "-c", CHILD, str(folder / layout), device, "fp8" if fp8 else ""]
+    kind = "fp8" if fp8 else ""
+    command = [sys.executable, "-c", CHILD, str(folder / layout), device, kind, config]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -165,11 +174,11 @@ def load_once(folder: Path, name: str, device: str) -> dict[str, Any]:
     return found
 
 
-def summary(found: dict[str, Any]) -> dict[str, Any]:
+def summary(found: dict[str, Any], turns: int) -> dict[str, Any]:
     """By layout: seconds of each round and their median, and the most host memory."""
     lines = {}
     for name in LOADS:
-        rounds = [found[f"load {name}, round {turn + 1}"] for turn in range(ROUNDS)]
+        rounds = [found[f"load {name}, round {turn + 1}"] for turn in range(turns)]
         seconds = [one["seconds"] for one in rounds]
         lines[name] = {
             "seconds_median": statistics.median(seconds),
@@ -179,15 +188,16 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     return lines
 
 
-def batches(folder: Path, device: str, frames: int) -> dict[str, Any]:
+def batches(folder: Path, config: PolicyConfig, device: str, frames: int) -> dict[str, Any]:
     """Latency of one pass over B observations (two cameras, 20 tokens, 10 steps), by B."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = load_pi05(folder / "merged", LIBERO.model, device, dtype)
+    model = load_pi05(folder / "merged", config.model, device, dtype)
     backend = PyTorchBackend(BACKENDS["pytorch"], model)
+    shape = (config.model.action_horizon, config.model.action_dim)
     found = {}
     for size in (1, 2, 4, 8):
-        inputs = [observation(LIBERO.model, seed) for seed in range(size)]
-        noise = np.random.default_rng(0).standard_normal((size, 10, 32)).astype(np.float32)
+        inputs = [observation(config.model, seed) for seed in range(size)]
+        noise = np.random.default_rng(0).standard_normal((size, *shape)).astype(np.float32)
         sample_batch(backend, inputs, noise, 10)
         times = []
         for _ in range(frames):
@@ -205,7 +215,9 @@ def observation(config: Pi05Config, seed: int) -> ModelInputs:
     return ModelInputs(
         images=random.uniform(-1, 1, (cameras, 3, size, size)).astype(np.float32),
         image_mask=np.arange(cameras) < 2,
-        tokens=random.integers(1, 1000, config.max_token_len).astype(np.int32),
+        tokens=random.integers(1, min(1000, config.vocab_size), config.max_token_len).astype(
+            np.int32
+        ),
         token_mask=np.arange(config.max_token_len) < 20,
     )
 
