@@ -328,6 +328,9 @@ def test_a_wrong_or_missing_token_does_not_get_in() -> None:
             with pytest.raises(InvalidStatus) as refused:
                 connect(f"ws://127.0.0.1:{served.port}", additional_headers=header, proxy=None)
             assert refused.value.response.status_code == 401
+        with bare_socket(served) as bare:
+            bare.sendall(HANDSHAKE[:-2] + b"Authorization: Api-Key \xff\xfe\r\n\r\n")
+            assert b"401" in bare.recv(4096)
         with client(served, additional_headers={"Authorization": "Api-Key secret"}) as connection:
             assert (ask(connection, question(1.0))["actions"] == 1).all()
 

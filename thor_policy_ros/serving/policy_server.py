@@ -112,9 +112,9 @@ class PolicyServer:
         """None lets the websocket be opened."""
         if request.path == HEALTH:
             return self._health(connection)
-        given = request.headers.get("Authorization", "")
-        wanted = f"Api-Key {self._settings.token}"
-        if self._settings.token and not hmac.compare_digest(given.encode(), wanted.encode()):
+        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
+        wanted = f"Api-Key {self._settings.token}".encode()
+        if self._settings.token and not hmac.compare_digest(given, wanted):
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "wanted the server's token\n")
         if self._draining or len(self._answering) >= self._settings.max_clients:
             text = f"{len(self._answering)} clients are connected, more are not taken\n"
