@@ -28,6 +28,23 @@ if any('"section": "demo"' in word for word in sys.orig_argv):
     sys.meta_path.insert(0, Crashes())
 """
 
+BARE = """
+import importlib.util
+import sys
+from importlib.abc import MetaPathFinder
+
+ABSENT = ("mujoco", "rclpy", "diagnostic_msgs", "rcl_interfaces", "pytest", "matplotlib")
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name in ABSENT else found(name, *more)
+"""
+
 
 def checks(out: Path, *options: str, path: str = "") -> tuple[int, dict[str, Any]]:
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_checks.py"), "--out", str(out)]
@@ -77,3 +94,15 @@ def test_what_there_was_no_time_for_is_said(tmp_path: Path) -> None:
     assert status == 1
     assert "out of time" in results["sections"]["facts"]["all"]["error"]
     assert results["sections"]["soak"]["all"] == {"error": "no time was left for it"}
+
+
+@pytest.mark.slow
+def test_a_machine_without_ros_simulator_and_pytest_does_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    options = ("--sections", "demo,success,tests")
+    status, results = checks(tmp_path / "out.json", *options, path=str(tmp_path))
+    assert (status, results["faults"]) == (0, [])
+    sections = results["sections"]
+    assert all(found["ok"] for found in sections["demo"].values())
+    assert sections["success"]["all"] == {"skipped": "package mujoco is not installed"}
+    assert sections["tests"]["all"] == {"skipped": "package pytest is not installed"}

@@ -19,7 +19,6 @@ from rich.table import Table
 from thor_policy_ros.backends.fp8_calibration import ActivationRanges
 from thor_policy_ros.backends.fp8_scales import Fp8Scales, write_scales
 from thor_policy_ros.backends.pytorch import PyTorchBackend
-from thor_policy_ros.evaluation.closed_loop import Conditions, run_episode
 from thor_policy_ros.evaluation.recorded_observations import read_observations
 from thor_policy_ros.model.weight_files import checkpoint_hash
 from thor_policy_ros.runtime.policy_runner import PolicyRunner
@@ -107,6 +106,8 @@ def table_of(scales: Fp8Scales) -> Table:
 
 def _simulate(policy: UnifiedPolicy, episodes: int) -> None:
     """Closed loop, so that the activations are those the policy meets at work."""
+    # The simulator wants mujoco; a robot that calibrates on recorded observations has none.
+    from thor_policy_ros.evaluation.closed_loop import Conditions, run_episode
     from thor_policy_ros.sim.arm_env import TabletopArm
 
     env = TabletopArm()
