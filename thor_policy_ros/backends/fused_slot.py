@@ -7,7 +7,7 @@ R rows of a cache (the longest prefix and the horizon), G kv heads, D head dim.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,8 @@ from torch import Tensor
 
 from thor_policy_ros.backends.fused_network import LayerKV, Place, patches_of
 from thor_policy_ros.backends.fused_weights import FusedModel
-from thor_policy_ros.backends.kernels.ops import Ops
-from thor_policy_ros.backends.kernels.resize_taps import ResizeTaps, resize_taps
 from thor_policy_ros.backends.kernels.weights import rope_halves
-from thor_policy_ros.types import F32, I32, U8, Bool
+from thor_policy_ros.types import F32, I32, Bool
 
 PROMPTS_KEPT = 16
 
@@ -98,7 +96,6 @@ class Slot:
         self.embeddings = torch.zeros(rows, gemma.width, device=device, dtype=model.dtype)
         self._images = torch.zeros(config.num_cameras, 3, size, size, device=device)
         self._image_staging = Staging(self._images)
-        self._frames: dict[tuple[int, int, int], tuple[Tensor, Staging, ResizeTaps]] = {}
         shape = (gemma.depth, 1, gemma.num_kv_heads, rows + self._horizon, gemma.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=model.dtype)
         self.values = torch.zeros(shape, device=device, dtype=model.dtype)
@@ -128,17 +125,6 @@ class Slot:
         self.patches[:rows] = patches_of(self._images[: len(indices)], patch, columns)
         return len(indices)
 
-    def put_frames(self, ops: Ops, frames: Sequence[U8]) -> int:
-        """Start copying u8[height,width,3] frames, to be resized on the device."""
-        vision = self._model.config.vision
-        for camera, frame in enumerate(frames):
-            source, staging, taps = self._frame_buffers(camera, frame)
-            np.copyto(staging.array(), frame)
-            staging.send(frame.shape[0])
-            rows = slice(camera * vision.num_tokens, (camera + 1) * vision.num_tokens)
-            ops.image_patches(source, taps, vision.patch_size, self.patches[rows])
-        return len(frames)
-
     def put_prompt(self, tokens: I32, cameras: int, embedded: EmbeddedPrompts) -> None:
         """Place the prompt behind the tokens of `cameras` images, unless it is there already."""
         key = (cameras, tokens.tobytes())
@@ -167,13 +153,3 @@ class Slot:
             for keys, values in zip(self.keys, self.values, strict=True)
         ]
         return Place(layers, self._length_on_device, *self._rope, self._zero)
-
-    def _frame_buffers(self, camera: int, frame: U8) -> tuple[Tensor, Staging, ResizeTaps]:
-        """By camera and size: made for the first frame of a size."""
-        height, width = frame.shape[:2]
-        key = (camera, height, width)
-        if key not in self._frames:
-            device, size = self._model.device, self._model.config.vision.image_size
-            source = torch.zeros(height, width, 3, dtype=torch.uint8, device=device)
-            self._frames[key] = (source, Staging(source), resize_taps(height, width, size, device))
-        return self._frames[key]

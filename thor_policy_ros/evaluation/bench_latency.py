@@ -259,9 +259,10 @@ def report_table(report: Mapping[str, Any]) -> Table:
     """Backends as rows, stages as columns."""
     settings = report["settings"]
     stages = ("vision", "prefill", "denoise")
+    with_floor = any(entry.get("floor_ms") for entry in report["backends"])
     table = figure_table(
         ("backend",),
-        (*stages, "frame", "p95", "p99", "times faster", "floor"),
+        (*stages, "frame", "p95", "p99", "times faster", *(["floors"] if with_floor else [])),
         f"{settings['config']} on {report['machine']['device']}, "
         f"{report['backends'][0]['dtype']}, medians in ms: "
         f"{settings['cameras']} cameras, {settings['prefix_tokens']} prefix tokens, "
@@ -269,11 +270,12 @@ def report_table(report: Mapping[str, Any]) -> Table:
     )
     for entry in report["backends"]:
         ms = entry["stages_ms"]
+        floors = over_floor(ms["frame"]["p50"], entry.get("floor_ms", {}))
         table.add_row(
             entry["backend"]["name"],
             *(f"{ms[stage]['p50']:.2f}" for stage in stages),
             *(f"{ms['frame'][q]:.2f}" for q in ("p50", "p95", "p99")),
             f"{entry['speedup']['median']:.2f}",
-            over_floor(ms["frame"]["p50"], entry.get("floor_ms", {})),
+            *([floors] if with_floor else []),
         )
     return table
