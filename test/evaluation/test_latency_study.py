@@ -17,7 +17,7 @@ CHECKPOINT = str(Path(__file__).resolve().parents[2] / "checkpoints" / "demo")
 def study(out: Path, *more: str) -> int:
     return main(
         ["latency-study", "--out", str(out), "--checkpoint", CHECKPOINT, "--episodes", "2",
-         "--latencies", "200", "--speeds", "0.12", *more]
+         "--latencies", "200", "--speeds", "0.12", "--rtc-max-weight", "5", *more]
     )  # fmt: skip
 
 
