@@ -136,3 +136,26 @@ def test_clean_rows_are_for_those_who_can() -> None:
     with pytest.raises(ValueError, match="no prefix of clean actions"):
         GuidanceBuffers(3, *SHAPE, "cpu").set(Guidance(TARGET, first_rows(1), 5.0, 1))
     check_guidance(Guidance(TARGET, first_rows(1), 5.0, 1), SHAPE, clean_rows=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_captured_graph_takes_the_guidance_that_was_set_last() -> None:
+    """float32 on any CUDA GPU; equal to the bit where the guidance is off."""
+    buffers = GuidanceBuffers(3, *SHAPE, "cuda")
+    x = torch.randn(1, *SHAPE, device="cuda")
+    velocity = torch.randn(1, *SHAPE, device="cuda")
+    buffers.guided(1, x, velocity)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = buffers.guided(1, x, velocity)
+    graph.replay()
+    assert torch.equal(out, velocity), "off"
+    buffers.set(guidance(first_rows(4)))
+    graph.replay()
+    wanted = guided_velocity(x, velocity, step_times(3)[1], buffers.target, buffers.gains[1])
+    assert torch.allclose(out, wanted, atol=1e-5) and not torch.equal(out[:, :4], velocity[:, :4])
+    buffers.set(None)
+    graph.replay()
+    assert torch.equal(out, velocity), "off again"
