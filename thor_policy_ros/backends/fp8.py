@@ -36,17 +36,28 @@ def saturating_cast(x: Tensor, scale: Tensor) -> Tensor:
     return (x * scale.reciprocal()).clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3)
 
 
-def device_matmul(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor) -> Tensor:
-    """On a GPU of capability 8.9 or later."""
+def device_matmul(
+    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """On a GPU of capability 8.9 or later. bias: bf16[N], added before the result is rounded."""
     product: Tensor = torch._scaled_mm(
-        a, b, scale_a=scale_a, scale_b=scale_b, out_dtype=torch.bfloat16, use_fast_accum=True
+        a,
+        b,
+        scale_a=scale_a,
+        scale_b=scale_b,
+        bias=bias,
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
     )
     return product
 
 
-def emulated_matmul(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor) -> Tensor:
+def emulated_matmul(
+    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Tensor | None = None
+) -> Tensor:
     """The same rounding of operands and result, summed in float32; slow, on any device."""
-    return ((a.float() @ b.float()) * (scale_a * scale_b)).bfloat16()
+    product = (a.float() @ b.float()) * (scale_a * scale_b)
+    return (product if bias is None else product + bias.float()).bfloat16()
 
 
 class Fp8Linear(nn.Module):

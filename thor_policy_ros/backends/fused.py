@@ -26,7 +26,7 @@ import torch
 from thor_policy_ros.backends.fp8 import device_matmul
 from thor_policy_ros.backends.fused_denoiser import Denoiser
 from thor_policy_ros.backends.fused_host import HostOps, HostProducts
-from thor_policy_ros.backends.fused_network import Tools, encode_prefix, image_tokens
+from thor_policy_ros.backends.fused_network import Tools, encode_prefix, image_tokens, patches_of
 from thor_policy_ros.backends.fused_products import DeviceProducts
 from thor_policy_ros.backends.fused_programs import CudaGraphs, Prepare, Programs
 from thor_policy_ros.backends.fused_slot import EmbeddedPrompts, Slot
@@ -235,8 +235,11 @@ class FusedBackend:
         slot, rows = self._slots[index], cameras * self._config.vision.num_tokens
 
         def work() -> None:
-            heads = self._config.vision.num_heads
-            made = image_tokens(self._tools, model.vision, heads, slot.patches[:rows])
+            vision = self._config.vision
+            patches = patches_of(
+                slot.images[:cameras], vision.patch_size, model.vision.patch.shape[1]
+            )
+            made = image_tokens(self._tools, model.vision, vision.num_heads, patches)
             slot.embeddings[:rows].copy_(made)
 
         self._prefix_programs.run(("vision", index, cameras), work)

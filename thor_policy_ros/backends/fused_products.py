@@ -5,14 +5,17 @@ T tokens, K inputs, N outputs, M hidden width of an MLP.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from thor_policy_ros.backends.fp8 import ScaledMatmul
 from thor_policy_ros.backends.fused_weights import Linear
 from thor_policy_ros.backends.kernels.ops import Ops
+
+BiasedMatmul = Callable[[Tensor, Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+"""`fp8.ScaledMatmul` with a bias [N], or None, that is added before the result is rounded."""
 
 
 class Products(Protocol):
@@ -34,26 +37,25 @@ class Products(Protocol):
 class DeviceProducts:
     """Dense by torch, in FP8 by `scaled`; activations by `ops`."""
 
-    def __init__(self, ops: Ops, scaled: ScaledMatmul) -> None:
+    def __init__(self, ops: Ops, scaled: BiasedMatmul) -> None:
         self._ops = ops
         self._scaled = scaled
 
     def linear(self, x: Tensor, layer: Linear) -> Tensor:
         if layer.input_scale is None:
             return F.linear(x, layer.weight, layer.bias)
-        out = self._quantised(x, layer)
-        return out if layer.bias is None else out + layer.bias
+        return self._quantised(x, layer, layer.bias)
 
     def gelu(self, x: Tensor, layer: Linear, quantise: Tensor | None) -> Tensor:
         dense = layer.input_scale is None
-        out = F.linear(x, layer.weight) if dense else self._quantised(x, layer)
+        out = F.linear(x, layer.weight) if dense else self._quantised(x, layer, None)
         return self._ops.bias_gelu(out, layer.bias, quantise=quantise)
 
     def geglu(self, x: Tensor, layer: Linear, quantise: Tensor | None) -> Tensor:
         return self._ops.geglu(self.linear(x, layer), quantise=quantise)
 
-    def _quantised(self, x: Tensor, layer: Linear) -> Tensor:
+    def _quantised(self, x: Tensor, layer: Linear, bias: Tensor | None) -> Tensor:
         assert layer.input_scale is not None and layer.weight_scale is not None
         rows = x.reshape(-1, x.shape[-1])
-        out = self._scaled(rows, layer.weight.t(), layer.input_scale, layer.weight_scale)
+        out = self._scaled(rows, layer.weight.t(), layer.input_scale, layer.weight_scale, bias)
         return out.unflatten(0, x.shape[:-1])

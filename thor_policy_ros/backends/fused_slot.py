@@ -1,6 +1,6 @@
 """The fixed memory of one prefix: what a frame's inputs are copied to, and what is made of them.
 
-V cameras, v present ones, N tokens of an image, C columns of a patch, W width of the prefix,
+V cameras, v present ones, N tokens of an image, W width of the prefix,
 R rows of a cache (the longest prefix and the horizon), G kv heads, D head dim.
 """
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from thor_policy_ros.backends.fused_network import LayerKV, Place, patches_of
+from thor_policy_ros.backends.fused_network import LayerKV, Place
 from thor_policy_ros.backends.fused_weights import FusedModel
 from thor_policy_ros.backends.kernels.weights import rope_halves
 from thor_policy_ros.types import F32, I32, Bool
@@ -77,7 +77,7 @@ class EmbeddedPrompts:
 
 
 class Slot:
-    """One prefix. `patches` and `embeddings` are its inputs, `place` holds its keys and values.
+    """One prefix. `images` and `embeddings` are its inputs, `place` holds its keys and values.
 
     padded: whether programs of fixed sizes run on it, which see whole buffers; otherwise they
     see what is valid alone.
@@ -90,12 +90,9 @@ class Slot:
         self._padded = padded
         self._horizon = config.action_horizon
         size = vision.image_size
-        self.patches = torch.zeros(
-            config.num_cameras * vision.num_tokens, model.vision.patch.shape[1], device=device
-        )
         self.embeddings = torch.zeros(rows, gemma.width, device=device, dtype=model.dtype)
-        self._images = torch.zeros(config.num_cameras, 3, size, size, device=device)
-        self._image_staging = Staging(self._images)
+        self.images = torch.zeros(config.num_cameras, 3, size, size, device=device)
+        self._image_staging = Staging(self.images)
         shape = (gemma.depth, 1, gemma.num_kv_heads, rows + self._horizon, gemma.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=model.dtype)
         self.values = torch.zeros(shape, device=device, dtype=model.dtype)
@@ -120,9 +117,6 @@ class Slot:
         for place, index in enumerate(indices):
             array[place] = images[index]
         self._image_staging.send(len(indices))
-        rows = len(indices) * self._model.config.vision.num_tokens
-        patch, columns = self._model.config.vision.patch_size, self.patches.shape[1]
-        self.patches[:rows] = patches_of(self._images[: len(indices)], patch, columns)
         return len(indices)
 
     def put_prompt(self, tokens: I32, cameras: int, embedded: EmbeddedPrompts) -> None:
