@@ -176,6 +176,19 @@ def read_engine(path: Path, key: EngineKey) -> memoryview:
     return engine
 
 
+def read_key(path: Path) -> EngineKey:
+    """What an engine file says it is for; its header is checked, the engine itself is not read.
+
+    Raises EngineFileError naming the fault.
+    """
+    with path.open("rb") as file:
+        begun = file.read(len(MAGIC) + _LENGTH.size)
+        wanted = _LENGTH.unpack(begun[-_LENGTH.size :])[0] if len(begun) > len(MAGIC) + 3 else 0
+        head = begun + file.read(min(wanted + HASH_BYTES, 1 << 20))
+    header, _ = _read_header(path, memoryview(head))
+    return EngineKey(**header["key"])
+
+
 def _read_if_good(path: Path, key: EngineKey) -> tuple[memoryview | None, str]:
     """The engine, or None with the fault of the file ('' where there is none)."""
     try:

@@ -30,6 +30,11 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command(
+        "doctor",
+        "thor_policy_ros.evaluation.doctor",
+        "check this machine: ROS, GPU, inputs, checkpoint, clocks; say what to type",
+    ),
+    Command(
         "parity",
         "thor_policy_ros.evaluation.parity",
         "compare a checkpoint with outputs recorded from the original code",

@@ -1,0 +1,82 @@
+"""Judges checkpoint, tokenizer and built engines for `thor-policy doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from thor_policy_ros.backends.engine_cache import SUFFIX, EngineFileError, EngineKey, read_key
+from thor_policy_ros.evaluation.checks import Check, fine, note, wrong
+from thor_policy_ros.evaluation.inspection import Inspection, inspect_checkpoint
+from thor_policy_ros.model.tokenizer import PromptTokenizer
+from thor_policy_ros.model.weight_files import CheckpointError
+
+BUILT = ("tensorrt", "torch_trt")  # engines that come from the cache
+
+
+def check_files(checkpoint: Path | None, policy_config: str, tokenizer: Path | None) -> list[Check]:
+    """Checkpoint and tokenizer. checkpoint: None when nobody named one."""
+    if checkpoint is None:
+        says = "none named"
+        return [note("checkpoint", says, "thor-policy doctor --checkpoint FOLDER")]
+    try:
+        found = inspect_checkpoint(checkpoint, policy_config or None, tokenizer)
+    except (CheckpointError, ValueError, OSError) as error:
+        return [wrong("checkpoint", str(error), f"ls {checkpoint}; thor-policy inspect --help")]
+    return [_check_checkpoint(found), _check_tokenizer(found)]
+
+
+def _check_checkpoint(found: Inspection) -> Check:
+    missing = [entry for entry in found.missing if not entry.startswith("tokenizer:")]
+    if missing:
+        return wrong(
+            "checkpoint",
+            f"{found.folder}: missing {'; '.join(missing)}",
+            f"thor-policy inspect {found.folder}",
+        )
+    millions = sum(n for part, n in found.parameters.items() if part != "unused") / 1e6
+    return fine("checkpoint", f"{found.folder}: {found.config}, {millions:,.1f} M parameters")
+
+
+def _check_tokenizer(found: Inspection) -> Check:
+    if not found.tokenizer:
+        return wrong(
+            "tokenizer",
+            "none found for the checkpoint",
+            "copy paligemma_tokenizer.model into the checkpoint's folder, or set parameter "
+            "tokenizer",
+        )
+    try:
+        vocabulary = PromptTokenizer(found.tokenizer).vocab_size
+    except (RuntimeError, OSError) as error:
+        return wrong("tokenizer", f"{found.tokenizer}: {error}", "fetch the file again")
+    return fine("tokenizer", f"{found.tokenizer}: {vocabulary} pieces")
+
+
+def read_cache(folder: Path) -> tuple[list[EngineKey], list[str]]:
+    """Keys of the engines in a cache folder, and the faults of files that are none."""
+    keys, faults = [], []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            keys.append(read_key(path))
+        except (EngineFileError, OSError, TypeError) as error:
+            faults.append(str(error))
+    return keys, faults
+
+
+def check_engines(
+    folder: Path, keys: Sequence[EngineKey], faults: Sequence[str], engine: str, present: str | None
+) -> Check:
+    """engine: of the wanted backend. present: capability of this machine's GPU, as 'sm_110'."""
+    if faults:
+        return wrong("engines", "; ".join(faults), f"remove them from {folder}; thor-policy build")
+    ours = [key for key in keys if key.capability == present]
+    if engine not in BUILT:
+        return fine("engines", f"{len(keys)} in {folder}; the wanted backend builds none")
+    if present is not None and not ours:
+        return note(
+            "engines",
+            f"none for {present} in {folder}: the first start builds them, for minutes",
+            "thor-policy build --checkpoint FOLDER",
+        )
+    return fine("engines", f"{len(ours)} of {len(keys)} in {folder} are for this GPU ({present})")
