@@ -30,9 +30,11 @@ EXECUTION = f"{NODE}: execution"
 JOINTS = ("a", "b", "grip")
 START = (0.2, -0.3, 0.0)
 VELOCITY, ACCELERATION = 2.0, 10.0
+RATE_HZ = 100.0
 PARAMETERS = (
     ("joint_names", "[a, b, grip]"),
     ("output", "both"),
+    ("control_rate_hz", str(RATE_HZ)),
     ("hold_timeout_s", "0.3"),
     ("max_chunk_age_s", "2.0"),
     ("tick_jitter_warn_ms", "1000.0"),  # a busy machine is no fault of the node
@@ -247,6 +249,22 @@ def test_a_robot_that_does_not_follow_is_stopped_until_the_reset(rig: Rig) -> No
     rig.repeat(still(20))
     rig.probe.wait(lambda: len(rig.commands) > 3, "commands after the reset")
     np.testing.assert_allclose(rig.path()[0, :2], [-0.9, -0.3], atol=1e-2)
+
+
+def test_a_reset_while_moving_is_answered_once_the_robot_rests(rig: Rig) -> None:
+    ramp = np.linspace((0.2, -0.3, 0.0), (1.0, 0.5, 0.0), 20)  # 0.42 rad/s for 1.9 s
+    rig.send(ramp)
+    rig.probe.wait(lambda: len(rig.commands) > 30, "some speed")
+    assert np.abs(np.diff(rig.path()[-2:, 0]))[0] * RATE_HZ > 0.3, "under way"
+    assert rig.probe.call(Trigger, f"{NODE}/reset", Trigger.Request(), again=False).success
+    rig.probe.spin_for(0.2)
+    path = rig.path()[:, :2]
+    accelerations = np.diff(path, 2, axis=0) * RATE_HZ**2
+    assert np.abs(accelerations).max() <= ACCELERATION * 1.01
+    np.testing.assert_allclose(path[-1], path[-2], atol=1e-9, err_msg="it came to rest")
+    count = len(rig.commands)
+    rig.probe.spin_for(0.2)
+    assert len(rig.commands) == count, "and no command follows"
 
 
 def test_joints_from_the_future_are_refused(rig: Rig) -> None:

@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from builtin_interfaces.msg import Duration
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.task import Future
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
@@ -81,6 +83,7 @@ class ChunkExecutorNode(Node):
         self._on_change({})
         self._command: Command | None = None
         self._not_before_s = -math.inf
+        self._at_rest: Future | None = None
         self._pace = tick_clock(self)
         self._jumps = JumpWatch(simulated=self.get_clock().ros_time_is_active)
         self._realtime = RealtimeState()
@@ -107,7 +110,9 @@ class ChunkExecutorNode(Node):
         self.create_subscription(
             JointState, JOINT_STATES, self._on_joint_state, sensor_qos("best_effort")
         )
-        self.create_service(Trigger, "~/reset", self._on_reset)
+        # Reentrant: ticks go on while a reset waits for the robot to come to rest.
+        group = ReentrantCallbackGroup()
+        self.create_service(Trigger, "~/reset", self._on_reset, callback_group=group)
         self._answers = ChunkAnswers(self)
         self.create_timer(self._period_s, self._on_tick, clock=self._pace)
         self._diagnostics = DiagnosticsPublisher(self, self._hardware_id, self._reports)
@@ -177,12 +182,17 @@ class ChunkExecutorNode(Node):
         self._refusal, self._refused_at_s = reason, now_s
         self.get_logger().warning(f"refused: {reason}", throttle_duration_sec=5.0)
 
-    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+    async def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """The robot was moved by something else: begin anew where it now is.
 
-        Chunks made from older observations are refused, and no command is sent before a new one.
+        Commands that move decelerate to rest first; the answer comes then. From then on chunks
+        made from older observations are refused, and no command is sent before a new one.
         """
         self._motion.reset()
+        if not self._motion.resting:
+            self._at_rest = self._at_rest or Future()
+            await self._at_rest
+            self._motion.reset()
         self._answers.forget()
         self._command = None
         self._not_before_s = self._now_s()
@@ -199,6 +209,9 @@ class ChunkExecutorNode(Node):
         self._watch_clock(now_s)
         self._command = self._motion.command(now_s)
         self._answers.commanded(self._command, now_s)
+        if self._at_rest is not None and self._motion.resting:
+            self._at_rest.set_result(None)
+            self._at_rest = None
         if self._command.positions is None:
             return
         if self._commands is not None:

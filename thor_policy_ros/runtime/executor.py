@@ -116,14 +116,28 @@ class ChunkExecutor:
         self._start_tolerance = start_tolerance
         self._limits = limits
         self._limiter = JointLimiter(limits, control_dt_s)
+        self._started = self._braking = False
         self.reset()
 
     @property
     def stats(self) -> ExecutorStats:
         return ExecutorStats(**self._counts, last_refusal=self._last_refusal)
 
+    @property
+    def resting(self) -> bool:
+        """Whether the commands stand still, or there are none. Joints that follow directly, as a
+        gripper does, always rest: they have nothing to decelerate by.
+        """
+        commanded = self._started or self._braking
+        limited = np.isfinite(self._limits.acceleration)
+        return not (commanded and self._limiter.velocities[limited].any())
+
     def reset(self) -> None:
-        """Forget everything; the next start is from a newly measured position."""
+        """Forget everything; the next start is from a newly measured position.
+
+        Commands that were moving decelerate to rest first, within the limits: see `resting`.
+        """
+        self._braking = not self.resting
         self._counts = dict.fromkeys(_COUNTERS, 0)
         self._last_refusal = ""
         self._now_s = -math.inf
@@ -227,6 +241,8 @@ class ChunkExecutor:
         self._advance_clock(now_s)
         now_s = self._now_s
         self._counts["ticks"] += 1
+        if self._braking:
+            return self._come_to_rest()
         if not self._started:
             reason = self._start(now_s)
             if reason:
@@ -237,6 +253,16 @@ class ChunkExecutor:
             self._limiter.brake()
         else:
             self._track(now_s)
+        return self._commanded(state, reason)
+
+    def _come_to_rest(self) -> Command:
+        """After a reset. Where the joints were measured while they moved is no place to start."""
+        self._limiter.brake()
+        self._braking = not self.resting
+        self._measured = None
+        return self._commanded("stopped", "reset: decelerating to rest")
+
+    def _commanded(self, state: CommandState, reason: str) -> Command:
         positions, velocities = self._limiter.positions, self._limiter.velocities
         # The next step starts from these very arrays.
         positions.flags.writeable = velocities.flags.writeable = False
