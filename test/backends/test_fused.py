@@ -20,8 +20,9 @@ from support.golden import (
     toy_outputs,
 )
 
-from thor_policy_ros.backends import fused_slot
+from thor_policy_ros.backends import fused, fused_slot
 from thor_policy_ros.backends.fused import Execution, FusedBackend
+from thor_policy_ros.backends.fused_host import HostProducts, onednn_is_there
 from thor_policy_ros.backends.pipelined import PipelinedBackend
 from thor_policy_ros.backends.pytorch import PyTorchBackend
 from thor_policy_ros.backends.registry import BACKENDS, create_backend
@@ -197,6 +198,32 @@ def test_the_contract_of_every_engine() -> None:
     backend.close()
     with pytest.raises(RuntimeError, match="closed"):
         backend.prefill(toy_model_inputs(), 0.0)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_packed_and_plain_products_agree(packs: bool) -> None:
+    """Both kinds, at sizes on both sides of where packing pays."""
+    products = HostProducts(packs and onednn_is_there())
+    torch.manual_seed(0)
+    for tokens, inputs, outputs in ((10, 24, 16), (148, 128, 768)):
+        x, weight = torch.randn(tokens, inputs), torch.randn(outputs, inputs)
+        bias = torch.randn(outputs)
+        exact = (x.double() @ weight.double().t() + bias).float()
+        gate, up = exact.chunk(2, -1)
+        gelu = torch.nn.functional.gelu
+        for ours, theirs in (
+            (products.product(x, weight, bias), exact),
+            (products.product(x, weight, bias, gelu=True), gelu(exact, approximate="tanh")),
+            (products.gated(x, weight, bias), gelu(gate, approximate="tanh") * up),
+        ):
+            assert (ours - theirs).norm() / theirs.norm() < 1e-6
+
+
+def test_diagnostics_say_whose_products_a_cpu_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, said in ((True, "oneDNN"), (False, "nothing packed")):
+        monkeypatch.setattr(fused, "onednn_is_there", lambda there=there: there)
+        backend = create_backend("fused", TOY_LEROBOT, toy_config(), "cpu")
+        assert said in backend.notes[0]  # type: ignore[attr-defined]
 
 
 def test_the_rows_of_the_registry_load_on_a_cpu() -> None:

@@ -25,7 +25,7 @@ import torch
 
 from thor_policy_ros.backends.fp8 import device_matmul
 from thor_policy_ros.backends.fused_denoiser import Denoiser
-from thor_policy_ros.backends.fused_host import HostOps, HostProducts
+from thor_policy_ros.backends.fused_host import HostOps, HostProducts, onednn_is_there
 from thor_policy_ros.backends.fused_network import Tools, encode_prefix, image_tokens, patches_of
 from thor_policy_ros.backends.fused_products import DeviceProducts
 from thor_policy_ros.backends.fused_programs import CudaGraphs, Prepare, Programs
@@ -86,7 +86,8 @@ def load(
     """See `registry.create_backend`."""
     target = checked_device(device)
     model = load_pi05(checkpoint, config, target, checked_dtype(dtype, target))
-    return FusedBackend(spec, take_weights(model), execution_on(target, model.dtype))
+    execution = execution_on(target, model.dtype)
+    return FusedBackend(spec, take_weights(model), execution, notes=_notes(target, model.dtype))
 
 
 def execution_on(device: torch.device, dtype: torch.dtype) -> Execution:
@@ -96,6 +97,14 @@ def execution_on(device: torch.device, dtype: torch.dtype) -> Execution:
     if dtype == torch.float32:
         return Execution(_host_tools, None, padded=False)
     return Execution(partial(_device_tools, "reference", device), None, padded=False)
+
+
+def _notes(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """Whose products a CPU runs on: the faster ones are not in every torch."""
+    if device.type != "cpu":
+        return ()
+    packed = dtype == torch.float32 and onednn_is_there()
+    return (f"products by {'oneDNN, packed once' if packed else 'torch, nothing packed'}",)
 
 
 def _device_tools(ops_name: str, device: torch.device) -> Tools:
