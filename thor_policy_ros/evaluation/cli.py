@@ -134,7 +134,7 @@ def _run(command: Command, run: object, arguments: argparse.Namespace) -> int:
 
 def _top_level(arguments: list[str]) -> int:
     """Help and version, or the error for an unknown command: never returns normally."""
-    rows = "\n".join(f"  {c.name:<12} {c.help}" for c in COMMANDS)
+    rows = "\n".join(f"  {c.name:<14} {c.help}" for c in COMMANDS)
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="pi0.5 on the robot: checks and measurements by hand.",
