@@ -26,6 +26,7 @@ from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # kernels are compiled here, before Triton is imported
 
+import kernel_cases
 import torch
 import triton
 from kernel_cases import Case, all_cases
@@ -217,11 +218,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--arch", type=int, nargs="+", default=[g.arch for g in GENERATIONS])
     parser.add_argument("--case", nargs="+", help="operations whose names contain one of these")
+    parser.add_argument("--horizon", type=int, default=kernel_cases.HORIZON, help="action rows")
     parser.add_argument("--overlap", action="store_true", help="with programmatic dependent launch")
     parser.add_argument("--ptxas-blackwell", help="ptxas of CUDA 13 or later, for sm_110")
     arguments = parser.parse_args()
     if arguments.ptxas_blackwell:
         os.environ["TRITON_PTXAS_BLACKWELL_PATH"] = arguments.ptxas_blackwell
+    kernel_cases.HORIZON = arguments.horizon
     cases = [
         c for c in all_cases() if not arguments.case or any(n in c.name for n in arguments.case)
     ]
@@ -238,6 +241,7 @@ def main() -> int:
         result = {
             "command": "benchmarks/kernel_resources.py",
             "triton": triton.__version__,
+            "horizon": arguments.horizon,
             "overlap": arguments.overlap,
             "examples": {f"sm_{g.arch}": g.example for g in generations},
             "kernels": records,

@@ -16,7 +16,7 @@ from thor_policy_ros.backends.fused_products import DeviceProducts
 from thor_policy_ros.backends.kernels.ops import Ops
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this engine is on the CPU: it wants the interpreter")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this engine is on the CPU")
 def test_the_recorded_prefix_and_actions(triton_ops: Ops) -> None:
     """With a bucket larger than the prompt: the valid length alone keeps its padding out."""
     tools = Tools(triton_ops, DeviceProducts(triton_ops, emulated_matmul))

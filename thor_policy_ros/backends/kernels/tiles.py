@@ -80,7 +80,9 @@ def gemm_tiles(
     block_n = 16
     while block_n < 64 and ceil_div(columns, 2 * block_n) >= limits.multiprocessors * 0.9:
         block_n *= 2
-    block_k = min(128 * (2 // weight_bytes or 1), power_of_2(max(k, LEAST_ROWS)))
+    # 256 bytes of each row of the weight; more rows of activations leave registers for 128 values.
+    block_k = 256 // weight_bytes if block_m == LEAST_ROWS else 128
+    block_k = max(LEAST_ROWS, min(block_k, power_of_2(k)))
     tiles = ceil_div(rows, block_m) * ceil_div(columns, block_n)
     splits = max(1, min(round(limits.multiprocessors / tiles), ceil_div(k, 2 * block_k)))
     warps = 2 if block_n == 16 and block_m == LEAST_ROWS else 4
