@@ -31,6 +31,7 @@ PARAMETERS = {
     "control_rate_hz": 10.0,
     "num_denoise_steps": 3,
     "deadline_warn_ratio": 0.05,
+    "deadline_error_ratio": 0.5,
     "backend": "pytorch",
     "checkpoint": "here",
 }
@@ -104,6 +105,7 @@ def test_lifecycle_says_progress_and_error() -> None:
     [
         ({}, OK, "chunks on time"),
         ({"miss_ratio": 0.2}, WARN, "20% of recent frames missed the deadline"),
+        ({"miss_ratio": 0.6}, ERROR, "60% of recent frames missed the deadline"),
         ({"chunk_age_s": 1.5}, STALE, "no chunk for 1.5 s"),
         ({"chunk_age_s": None}, STALE, "no chunk since activation"),
         ({"refusal": "joint a row 0: nan"}, ERROR, "last chunk refused: joint a row 0: nan"),

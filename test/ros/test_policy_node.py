@@ -18,7 +18,7 @@ from support.scripted_policy import ScriptedPolicy
 from thor_policy_ros.msg import ActionChunk, FrameLatency
 from thor_policy_ros.ros import policy_node
 from thor_policy_ros.ros.conversions import seconds
-from thor_policy_ros.ros.diagnostics import ERROR, OK, STALE
+from thor_policy_ros.ros.diagnostics import ERROR, OK, STALE, WARN
 from thor_policy_ros.ros.policy_node import PolicyNode
 from thor_policy_ros.ros.verified_loading import LoadedPolicy
 from thor_policy_ros.types import Verification
@@ -413,3 +413,18 @@ def test_closing_waits_a_little_for_a_thread_that_is_busy(
     assert node.close() is False, "said to have ended while it loads"
     gate.set()
     assert thread is not None and thread.join(30.0)
+
+
+def test_each_input_has_a_status_of_its_own_and_thresholds_are_live(
+    active: PolicyNode, probe: Probe, robot: FakeRobot
+) -> None:
+    for task in ("camera base", "camera wrist", "state", "instruction"):
+        probe.diagnosis(f"{NODE}: {task}", OK)
+    values = probe.diagnosis(f"{NODE}: camera wrist", OK)
+    assert float(values["rate_hz"]) > 16 and values["topic"] == "/camera_wrist/image_raw"
+    assert probe.set_parameter(NODE, "input_rate_warn_ratio", 10.0).successful
+    probe.diagnosis(f"{NODE}: camera wrist", WARN, "below 200 Hz")
+    assert probe.set_parameter(NODE, "input_rate_warn_ratio", 0.1).successful
+    robot.silent = {"wrist"}
+    probe.diagnosis(f"{NODE}: camera wrist", ERROR, "stale")
+    probe.diagnosis(f"{NODE}: camera base", OK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from thor_policy_ros.backends.registry import BACKENDS, REMOTE
+from thor_policy_ros.ros.health_parameters import HEALTH
 from thor_policy_ros.ros.parameters import ParameterRow
 from thor_policy_ros.ros.remote_parameters import REMOTE_SERVER
 from thor_policy_ros.ros.reuse_parameters import REUSE
@@ -261,6 +262,7 @@ POLICY = (
         bounds=(0.0, 1.0),
         live=True,
     ),
+    *HEALTH,
     *POLICY_MOTION,
     *INJECTION,
     *LIMITS,

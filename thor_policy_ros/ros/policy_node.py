@@ -49,6 +49,7 @@ from thor_policy_ros.ros.live_switch import LiveSwitch
 from thor_policy_ros.ros.motion_reports import injection_report, motion_report
 from thor_policy_ros.ros.parameter_tables import CAMERA, POLICY
 from thor_policy_ros.ros.parameters import NodeParameters
+from thor_policy_ros.ros.policy_health import PolicyHealth
 from thor_policy_ros.ros.policy_reports import (
     backend_report,
     inference_report,
@@ -124,6 +125,7 @@ class PolicyNode(PatientLifecycleNode):
         self.create_service(
             Trigger, "~/reset", self._on_reset, callback_group=ReentrantCallbackGroup()
         )
+        self._health = PolicyHealth(self.parameters)
         self._diagnostics = DiagnosticsPublisher(self, self._hardware_id, self._reports)
 
     # Transitions
@@ -218,16 +220,8 @@ class PolicyNode(PatientLifecycleNode):
     ) -> FrameLoop:
         runner = self._make_runner(policy, facts)
         window = self.parameters["latency_window"]
-        return FrameLoop(
-            runner,
-            frames,
-            facts,
-            self,
-            self._ros_now_s,
-            self._settings,
-            window,
-            self._chunking,
-        )
+        clock, settings = self._ros_now_s, self._settings
+        return FrameLoop(runner, frames, facts, self, clock, settings, window, self._chunking)
 
     def _make_runner(self, policy: UnifiedPolicy, facts: PolicyFacts) -> PolicyRunner:
         limits = limits_of(self.parameters, facts.action_names)
@@ -410,17 +404,19 @@ class PolicyNode(PatientLifecycleNode):
         active = self.state_label == "active"
         engine = self._switch.state.active if self._switch is not None else ""
         statistics = self._loop.statistics() if self._loop is not None else None
-        records = list(self._inputs.records.values()) if self._inputs is not None else []
+        records = self._inputs.records if self._inputs is not None else {}
         lifecycle = lifecycle_report(
             self.state_label, self.progress, self.last_error, self.parameters, engine
         )
         note_missing_clock(self, lifecycle)
-        now_s = self._ros_now_s()
+        now_s, cameras = self._ros_now_s(), cameras_of(self.parameters)
+        facts = self._frames, statistics, now_s, active
         return [
             lifecycle,
-            backend_report(self._switch),
-            input_report(records, self._frames, statistics, now_s, active),
-            inference_report(self.parameters, statistics, active),
+            self._health.with_gpu(backend_report(self._switch), self._switch),
+            input_report(records.values(), *facts),
+            *self._health.input_reports(cameras, records, *facts),
+            inference_report(self.parameters, statistics, active, self._health.alarms),
             self._reuse_report(statistics if active else None),
             motion_report(self.parameters, self._chunking.facts, active),
             injection_report(injected_latency(self.parameters)),

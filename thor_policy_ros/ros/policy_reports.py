@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from thor_policy_ros.ros.diagnostics import ERROR, STALE, WARN, Report, quantile_values
+from thor_policy_ros.ros.diagnostics import ERROR, OK, STALE, WARN, Report, quantile_values
 from thor_policy_ros.ros.frame_loop import STAGES, FrameStatistics
 from thor_policy_ros.ros.inputs import InputRecord
 from thor_policy_ros.ros.live_switch import LiveSwitch
 from thor_policy_ros.ros.memory_use import memory_values
 from thor_policy_ros.ros.parameters import NodeParameters
+from thor_policy_ros.runtime.alarms import Alarms
 from thor_policy_ros.runtime.latest_frames import LatestFrames
 from thor_policy_ros.types import Verification
 
 # No chunk for this many control periods (at least a second) is no news.
 QUIET_PERIODS = 5.0
 QUIET_AT_LEAST_S = 1.0
+LEVELS = (OK, WARN, ERROR)
 
 
 def lifecycle_report(
@@ -115,9 +117,13 @@ def input_report(
 
 
 def inference_report(
-    parameters: NodeParameters, statistics: FrameStatistics | None, active: bool
+    parameters: NodeParameters,
+    statistics: FrameStatistics | None,
+    active: bool,
+    alarms: Alarms | None = None,
 ) -> Report:
-    """Rates, quantiles of every stage, misses and refusals."""
+    """Rates, quantiles of every stage, misses and refusals. alarms: remembers the level of the
+    misses; None for a report on its own."""
     report = Report("inference", fine="chunks on time")
     if statistics is None or not active:
         report.note(STALE, "not active")
@@ -141,11 +147,13 @@ def inference_report(
         if stage in statistics.quantiles_ms:
             found = statistics.quantiles_ms[stage]
             report.values.update(quantile_values(stage, (found.p50, found.p95, found.p99)))
-    _judge(report, parameters, statistics)
+    _judge(report, parameters, statistics, alarms or Alarms())
     return report
 
 
-def _judge(report: Report, parameters: NodeParameters, statistics: FrameStatistics) -> None:
+def _judge(
+    report: Report, parameters: NodeParameters, statistics: FrameStatistics, alarms: Alarms
+) -> None:
     quiet_s = max(QUIET_PERIODS / parameters["control_rate_hz"], QUIET_AT_LEAST_S)
     age_s = statistics.chunk_age_s
     if statistics.refusal:
@@ -154,5 +162,9 @@ def _judge(report: Report, parameters: NodeParameters, statistics: FrameStatisti
         report.note(STALE, "no chunk since activation")
     elif age_s > quiet_s:
         report.note(STALE, f"no chunk for {age_s:.1f} s")
-    if statistics.miss_ratio > parameters["deadline_warn_ratio"]:
-        report.note(WARN, f"{statistics.miss_ratio:.0%} of recent frames missed the deadline")
+    warn, error = parameters["deadline_warn_ratio"], parameters["deadline_error_ratio"]
+    level = alarms.above("deadline_misses", statistics.miss_ratio, warn, max(warn, error))
+    if level:
+        report.note(
+            LEVELS[level], f"{statistics.miss_ratio:.0%} of recent frames missed the deadline"
+        )
