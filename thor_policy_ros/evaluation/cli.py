@@ -35,6 +35,11 @@ COMMANDS = (
         "check this machine: ROS, GPU, inputs, checkpoint, clocks; say what to type",
     ),
     Command(
+        "monitor",
+        "thor_policy_ros.evaluation.monitor",
+        "watch a running policy node in the terminal: stages, rates, decisions, faults",
+    ),
+    Command(
         "parity",
         "thor_policy_ros.evaluation.parity",
         "compare a checkpoint with outputs recorded from the original code",

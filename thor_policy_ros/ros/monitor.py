@@ -1,0 +1,165 @@
+"""The terminal dashboard: `thor-policy monitor`, or `python -m thor_policy_ros.ros.monitor`.
+
+Subscribes /diagnostics and the policy node's topics, on this host or another one of the same
+domain; it changes nothing on the robot. Leave it with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rich.console import Console
+from rich.live import Live
+
+from thor_policy_ros.msg import ActionChunk, FrameLatency
+from thor_policy_ros.ros.frame_loop import STAGES
+from thor_policy_ros.ros.monitor_record import Frame, MonitorRecord, Status
+from thor_policy_ros.ros.monitor_view import NOTHING, Screen
+
+RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+REFRESH_S = 0.25
+PATIENCE_S = 15.0
+
+
+class MonitorNode(Node):
+    """Fills a record. policy_node, executor_node: full names, as '/arm/policy_node'."""
+
+    def __init__(self, policy_node: str, executor_node: str) -> None:
+        super().__init__("thor_policy_monitor", start_parameter_services=False)
+        self.record = MonitorRecord()
+        self.title = policy_node
+        self._of = tuple(f"{name.lstrip('/')}: " for name in (policy_node, executor_node))
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE)
+        topics = {
+            f"{policy_node}/frame_latency": (FrameLatency, self._on_latency),
+            f"{policy_node}/action_chunk": (ActionChunk, self._on_chunk),
+        }
+        for topic, (kind, callback) in topics.items():
+            self.create_subscription(kind, topic, callback, RELIABLE)
+
+    def screen(self) -> Screen:
+        """As things are now."""
+        offset_s = time.time() - time.monotonic()
+        return Screen(
+            self.record,
+            self.title,
+            time.monotonic(),
+            lambda at_s: time.strftime("%H:%M:%S", time.localtime(at_s + offset_s)),
+        )
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        now_s = time.monotonic()
+        for status in message.status:
+            if status.name.startswith(self._of):
+                values = {pair.key: pair.value for pair in status.values}
+                level = int.from_bytes(status.level, "little")
+                self.record.add_status(status.name, Status(level, status.message, values, now_s))
+
+    def _on_latency(self, message: FrameLatency) -> None:
+        frame = Frame(
+            backend=message.backend,
+            stages_ms={stage: getattr(message, f"{stage}_ms") for stage in STAGES},
+            decision=message.decision,
+            deadline_ms=message.deadline_ms,
+            deadline_missed=message.deadline_missed,
+            dropped_frames=message.dropped_frames,
+            missed_ticks=message.missed_ticks,
+        )
+        self.record.add_frame(frame, time.monotonic())
+
+    def _on_chunk(self, _: ActionChunk) -> None:
+        self.record.add_chunk(time.monotonic())
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="thor-policy monitor", description=__doc__)
+    made.add_argument("--node", default="/policy_node", help="full name of the policy node")
+    made.add_argument("--executor", help="full name; default: chunk_executor_node beside it")
+    made.add_argument("--once", action="store_true", help="print one snapshot and leave")
+    made.add_argument("--seconds", type=float, default=3.0, help="to listen before --once prints")
+    made.add_argument("--save", type=Path, help="with --once: also to this .svg or .txt file")
+    made.add_argument("--width", type=int, help="columns; default: the terminal's")
+    made.add_argument("--no-colour", action="store_true", help="plain text")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 1 where --once heard nothing."""
+    arguments = parser().parse_args(argv)
+    if arguments.save and arguments.save.suffix not in (".svg", ".txt"):
+        parser().error(f"--save wants a .svg or .txt file, got {arguments.save}")
+    policy_node = "/" + arguments.node.lstrip("/")
+    executor = arguments.executor or f"{policy_node.rpartition('/')[0]}/chunk_executor_node"
+    console = Console(
+        width=arguments.width, no_color=arguments.no_colour or None, record=bool(arguments.save)
+    )
+    rclpy.init(args=[])
+    node = MonitorNode(policy_node, "/" + executor.lstrip("/"))
+    spinner = SingleThreadedExecutor()
+    spinner.add_node(node)
+    try:
+        if arguments.once:
+            return _once(node, spinner, console, arguments)
+        _follow(node, spinner, console)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass  # the ordinary end
+    finally:
+        spinner.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+def _once(
+    node: MonitorNode,
+    spinner: SingleThreadedExecutor,
+    console: Console,
+    options: argparse.Namespace,
+) -> int:
+    begun_s = time.monotonic()
+    heard_s: float | None = None
+    while heard_s is None or time.monotonic() - heard_s < options.seconds:
+        spinner.spin_once(timeout_sec=0.1)
+        if heard_s is None and node.record.heard:
+            heard_s = time.monotonic()
+        if heard_s is None and time.monotonic() - begun_s > max(PATIENCE_S, options.seconds):
+            sys.stderr.write(f"{node.title}: {NOTHING}\n")
+            return 1
+    console.print(node.screen())
+    if options.save and options.save.suffix == ".svg":
+        console.save_svg(str(options.save), title=f"thor-policy monitor {node.title}")
+    elif options.save:
+        console.save_text(str(options.save))
+    return 0
+
+
+def _follow(node: MonitorNode, spinner: SingleThreadedExecutor, console: Console) -> None:
+    """Until Ctrl-C: redrawn in a terminal; one snapshot after another into a file or a pipe."""
+    if not console.is_terminal:
+        while rclpy.ok():
+            _spin_for(spinner, 1.0)
+            console.print(node.screen())
+        return
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while rclpy.ok():
+            _spin_for(spinner, REFRESH_S)
+            live.update(node.screen(), refresh=True)
+
+
+def _spin_for(spinner: SingleThreadedExecutor, duration_s: float) -> None:
+    end_s = time.monotonic() + duration_s
+    while rclpy.ok() and (left_s := end_s - time.monotonic()) > 0:
+        spinner.spin_once(timeout_sec=left_s)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
