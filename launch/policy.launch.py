@@ -129,7 +129,10 @@ def nodes(context: LaunchContext) -> list[Node]:
         executable="chunk_executor_node",
         name="chunk_executor_node",
         parameters=[config, clock],
-        remappings=[("action_chunk", "policy_node/action_chunk")],
+        remappings=[
+            ("action_chunk", "policy_node/action_chunk"),
+            ("heartbeat", "policy_node/heartbeat"),
+        ],
         **common,
     )
     return [policy, executor] if flag["execute"] else [policy]

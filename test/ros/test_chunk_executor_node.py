@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray
-from std_srvs.srv import Trigger
+from std_msgs.msg import Float64MultiArray, Header
+from std_srvs.srv import SetBool, Trigger
 from support.ros_probe import RELIABLE, Probe
 from trajectory_msgs.msg import JointTrajectory
 
 from thor_policy_ros.msg import ActionChunk
 from thor_policy_ros.ros.conversions import chunk_to_msg, header
 from thor_policy_ros.ros.diagnostics import ERROR, OK, STALE, WARN
+from thor_policy_ros.ros.motion_safety import BEAT_QOS
 from thor_policy_ros.ros.node_processes import NodeCommand, NodeProcesses
 from thor_policy_ros.types import ActionChunk as Chunk
 
@@ -293,7 +294,11 @@ def test_live_times_are_taken_and_nonsense_is_refused(rig: Rig) -> None:
     ("parameters", "reason"),
     [
         ((), "set joint_names"),
-        ((("joint_names", "[a, b]"),), "set limits.lower, limits.upper, limits.velocity"),
+        (
+            (("joint_names", "[a, b]"), ("dry_run", "never")),
+            "set limits.lower, limits.upper, limits.velocity",
+        ),
+        ((*PARAMETERS, ("workspace.link", "tool")), "a workspace wants robot_description_file"),
         ((*PARAMETERS, ("limits.upper", "[1.0]")), "limits.upper has 1 values for 3 joints"),
         ((*PARAMETERS, ("limits.velocity", "[0.0, 1.0, 1.0]")), "limits.velocity holds 0.0"),
         ((*PARAMETERS, ("output", "smoke")), "choose one of: 'trajectory'"),
@@ -317,3 +322,60 @@ def test_its_process_imports_neither_torch_nor_a_simulator() -> None:
     root = Path(__file__).parents[2]
     out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert out.stdout.strip() == "[]", out.stderr
+
+
+SAFETY = f"{NODE}: safety"
+
+
+def test_an_emergency_stop_is_latched_and_the_robot_goes_on_when_told(rig: Rig) -> None:
+    rig.repeat(still(20))
+    rig.probe.wait(lambda: len(rig.commands) > 5, "commands")
+    assert rig.probe.call(Trigger, f"{NODE}/estop", Trigger.Request()).success
+    rig.probe.diagnosis(EXECUTION, ERROR, "emergency stop")
+    values = rig.probe.diagnosis(SAFETY, ERROR, "emergency stop")
+    assert values["estopped"] == "1" and values["interventions.emergency_stop"] == "1"
+    stood = rig.path()[-1]
+    enable = SetBool.Request(data=True)
+    assert not rig.probe.call(SetBool, f"{NODE}/enable", enable).success
+    rig.probe.spin_for(0.2)
+    np.testing.assert_array_equal(rig.path()[-1], stood)
+    assert rig.probe.call(Trigger, f"{NODE}/reset_estop", Trigger.Request()).success
+    rig.probe.diagnosis(SAFETY, ERROR, "disabled")
+    assert rig.probe.call(SetBool, f"{NODE}/enable", enable).success
+    rig.positions = rig.path()[-1]
+    rig.probe.diagnosis(EXECUTION, OK, "tracking")
+
+
+def test_a_policy_that_falls_silent_stops_the_robot(rig: Rig) -> None:
+    beats = rig.probe.create_publisher(Header, "heartbeat", BEAT_QOS)
+    timer = rig.probe.create_timer(0.1, lambda: beats.publish(Header()))
+    rig.repeat(still(20))
+    rig.probe.diagnosis(EXECUTION, OK, "tracking")
+    rig.probe.wait(beats.get_subscription_count, "the executor's subscription")
+    rig.probe.spin_for(0.3)
+    timer.cancel()
+    rig.probe.diagnosis(EXECUTION, ERROR, "no heartbeat of the policy")
+    timer.reset()
+    rig.positions = rig.path()[-1]
+    rig.probe.diagnosis(EXECUTION, OK, "tracking")
+    assert rig.probe.set_parameter(NODE, "heartbeat_timeout_s", 60.0).successful
+    rig.probe.destroy_timer(timer)
+
+
+def test_without_limits_it_runs_dry(rig: Rig, tmp_path: Path) -> None:
+    """Everything is published but commands."""
+    argv = NodeCommand(NODE, parameters=(("joint_names", "[a, b, grip]"),)).argv()
+    dry = subprocess.Popen([*argv, "-r", "__node:=dry"], start_new_session=True)
+    try:
+        states = rig.probe.listen(JointState, "dry/commanded_state")
+        rig.repeat(still(20))
+        values = rig.probe.diagnosis(
+            "dry: safety", WARN, "dry run, no command is sent: limits.lower"
+        )
+        assert values["workspace"] == "off: no robot_description_file"
+        rig.probe.wait(lambda: states, "the commanded state")
+        topics = {name for name, _ in rig.probe.get_topic_names_and_types()}
+        assert "/dry/commanded_state" in topics and "/dry/commands" not in topics
+    finally:
+        dry.terminate()
+        dry.wait(20)

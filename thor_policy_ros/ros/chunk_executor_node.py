@@ -6,6 +6,7 @@ stops it, also when the policy's process is gone.
 
 from __future__ import annotations
 
+import array
 import gc
 import math
 import socket
@@ -30,6 +31,7 @@ from thor_policy_ros.ros.conversions import (
     MessageError,
     chunk_from_msg,
     commands_msg,
+    header,
     joint_positions,
     seconds,
 )
@@ -43,7 +45,7 @@ from thor_policy_ros.ros.diagnostics import (
     quantile_values,
 )
 from thor_policy_ros.ros.inputs import JOINT_STATES, sensor_qos
-from thor_policy_ros.ros.limits import required_limits
+from thor_policy_ros.ros.motion_safety import MotionSafety, bounds_of
 from thor_policy_ros.ros.parameter_tables import EXECUTOR
 from thor_policy_ros.ros.parameters import NodeParameters
 from thor_policy_ros.ros.process import run_node
@@ -61,10 +63,10 @@ STATE_LEVELS = {"waiting": STALE, "holding": WARN, "stopped": ERROR}
 
 
 class ChunkExecutorNode(Node):
-    """Subscribes `action_chunk` and `joint_states`; publishes `~/commands`, `~/joint_trajectory`
-    and, for the policy, `chunk_feedback`.
+    """Subscribes `action_chunk`, `joint_states` and `heartbeat`; publishes `~/commands`,
+    `~/joint_trajectory`, `~/commanded_state` and, for the policy, `chunk_feedback`.
 
-    One thread runs everything. Raises ValueError for limits that are missing or do not fit.
+    One thread runs everything. Raises ValueError for limits that do not fit.
 
     Time. Chunks and joints are stamped in ROS time, and are read in it alone. Ticks are paced,
     and their jitter is measured, by the clock of `tick_clock`. A steady clock beside ROS time
@@ -79,7 +81,15 @@ class ChunkExecutorNode(Node):
         if not names:
             raise ValueError("set joint_names: the joints to command, in the controller's order")
         self._period_s = 1.0 / self.parameters["control_rate_hz"]
-        self._motion = ChunkExecutor(names, required_limits(self.parameters, names), self._period_s)
+        bounds = bounds_of(self.parameters, names)
+        self._safety = MotionSafety(self, self.parameters, bounds)
+        self._motion = ChunkExecutor(
+            names,
+            bounds.limits,
+            self._period_s,
+            guard=self._safety.guard,
+            workspace=bounds.workspace,
+        )
         self._on_change({})
         self._command: Command | None = None
         self._not_before_s = -math.inf
@@ -95,7 +105,7 @@ class ChunkExecutorNode(Node):
         self._make_interfaces()
 
     def _make_interfaces(self) -> None:
-        output = self.parameters["output"]
+        output = "" if self._safety.dry else self.parameters["output"]
         self._commands = (
             self.create_publisher(Float64MultiArray, "~/commands", RELIABLE)
             if output in ("commands", "both")
@@ -106,6 +116,7 @@ class ChunkExecutorNode(Node):
             if output in ("trajectory", "both")
             else None
         )
+        self._states = self.create_publisher(JointState, "~/commanded_state", RELIABLE)
         self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, RELIABLE)
         self.create_subscription(
             JointState, JOINT_STATES, self._on_joint_state, sensor_qos("best_effort")
@@ -207,6 +218,7 @@ class ChunkExecutorNode(Node):
             self._not_before_s = -math.inf
         self._count_jitter()
         self._watch_clock(now_s)
+        self._safety.watch()
         self._command = self._motion.command(now_s)
         self._answers.commanded(self._command, now_s)
         if self._at_rest is not None and self._motion.resting:
@@ -214,10 +226,19 @@ class ChunkExecutorNode(Node):
             self._at_rest = None
         if self._command.positions is None:
             return
+        self._states.publish(self._commanded_state(self._command, now_s))
         if self._commands is not None:
             self._commands.publish(commands_msg(self._command.positions))
         if self._trajectories is not None:
             self._trajectories.publish(self._trajectory(self._command))
+
+    def _commanded_state(self, command: Command, now_s: float) -> JointState:
+        """For viewers, also in a dry run."""
+        message = JointState(header=header(now_s), name=list(self._motion.joint_names))
+        if command.positions is not None and command.velocities is not None:
+            message.position = array.array("d", command.positions.tobytes())
+            message.velocity = array.array("d", command.velocities.tobytes())
+        return message
 
     def _trajectory(self, command: Command) -> JointTrajectory:
         """One point, to be reached by the next tick. A zero stamp means: begin now."""
@@ -255,8 +276,11 @@ class ChunkExecutorNode(Node):
             self.parameters["max_chunk_age_s"],
         )
         self._motion.set_trust(
-            self.parameters["max_joint_state_age_s"], self.parameters["max_lag_s"]
+            self.parameters["max_joint_state_age_s"],
+            # Nothing is sent in a dry run, so nothing follows.
+            math.inf if self._safety.dry else self.parameters["max_lag_s"],
         )
+        self._motion.set_resume(self.parameters["resume_ramp_s"], self.parameters["max_start_s"])
 
     def _now_s(self) -> float:
         return float(self.get_clock().now().nanoseconds * 1e-9)
@@ -292,7 +316,7 @@ class ChunkExecutorNode(Node):
         for refusal in self._realtime.refusals:
             report.note(WARN, refusal)
         self._report_jitter(report)
-        return [report]
+        return [report, self._safety.report(self._unusable)]
 
     def _report_jitter(self, report: Report) -> None:
         found = self._jitter.quantiles().get("jitter")

@@ -22,7 +22,12 @@ from rich.progress import Progress
 from thor_policy_ros.ros.demo_monitor import DemoMonitor, live_table
 from thor_policy_ros.ros.demo_progress import DemoProgress
 from thor_policy_ros.ros.demo_report import write_latency_plot, write_summary
-from thor_policy_ros.ros.node_processes import NodeCommand, NodeDiedError, NodeProcesses
+from thor_policy_ros.ros.node_processes import (
+    EXECUTOR_REMAPS,
+    NodeCommand,
+    NodeDiedError,
+    NodeProcesses,
+)
 
 REDRAW_S = 0.5
 START_LIMIT_S = 180.0
@@ -69,9 +74,7 @@ def node_commands(arguments: argparse.Namespace, share: Path) -> list[NodeComman
                 ("num_denoise_steps", str(arguments.num_steps)),
             ),
         ),
-        NodeCommand(
-            "chunk_executor_node", config, remaps=(("action_chunk", "policy_node/action_chunk"),)
-        ),
+        NodeCommand("chunk_executor_node", config, remaps=EXECUTOR_REMAPS),
         NodeCommand(
             "sim_robot_node",
             config,

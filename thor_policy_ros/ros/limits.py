@@ -12,19 +12,6 @@ from thor_policy_ros.types import JointLimits
 BOUNDS = ("lower", "upper", "velocity", "acceleration")
 
 
-def required_limits(parameters: NodeParameters, joints: Sequence[str]) -> JointLimits:
-    """Limits of `joints`; ValueError unless every bound is given. `.inf` is a bound too."""
-    missing = [f"limits.{name}" for name in BOUNDS if not parameters[f"limits.{name}"]]
-    if missing:
-        raise ValueError(
-            f"set {', '.join(missing)}: one value for each of {', '.join(joints)}; "
-            "a robot is not moved without limits (.inf where there is none)"
-        )
-    limits = limits_of(parameters, joints)
-    assert limits is not None
-    return limits
-
-
 def limits_of(parameters: NodeParameters, joints: Sequence[str]) -> JointLimits | None:
     """Limits of `joints` from the `limits.` parameters, None when none is set.
 

@@ -18,6 +18,10 @@ from types import TracebackType
 
 STOP_GRACE_S = 5.0
 LOG_TAIL_LINES = 15
+EXECUTOR_REMAPS = (
+    ("action_chunk", "policy_node/action_chunk"),
+    ("heartbeat", "policy_node/heartbeat"),
+)
 
 
 class NodeDiedError(RuntimeError):

@@ -7,6 +7,7 @@ from thor_policy_ros.ros.health_parameters import HEALTH
 from thor_policy_ros.ros.parameters import ParameterRow
 from thor_policy_ros.ros.remote_parameters import REMOTE_SERVER
 from thor_policy_ros.ros.reuse_parameters import REUSE
+from thor_policy_ros.ros.safety_parameters import SAFETY
 from thor_policy_ros.ros.smooth_motion_parameters import EXECUTOR_MOTION, INJECTION, POLICY_MOTION
 
 _INF = float("inf")
@@ -215,7 +216,7 @@ POLICY = (
         "seed",
         "int",
         -1,
-        "Seed of the noise, counted up by one each frame; -1: not reproducible",
+        "Seed of the noise, counted up by one each frame; -1: drawn for each frame",
         bounds=(-1, 2**31 - 1),
         live=True,
     ),
@@ -372,6 +373,7 @@ EXECUTOR = (
         live=True,
     ),
     *EXECUTOR_MOTION,
+    *SAFETY,
     *LIMITS,
     ACCELERATION_LIMIT,
     *COMMON,

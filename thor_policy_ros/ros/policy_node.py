@@ -22,7 +22,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from thor_policy_ros.backends.registry import availability
-from thor_policy_ros.msg import ActionChunk, ChunkFeedback, FrameLatency
+from thor_policy_ros.msg import ActionChunk, ChunkFeedback, FrameInputs, FrameLatency
 from thor_policy_ros.ros.chunk_answers import FEEDBACK_QOS, TOPIC
 from thor_policy_ros.ros.conversions import seconds
 from thor_policy_ros.ros.decision_record import reuse_report
@@ -47,6 +47,7 @@ from thor_policy_ros.ros.lifecycle import (
 from thor_policy_ros.ros.limits import limits_of
 from thor_policy_ros.ros.live_switch import LiveSwitch
 from thor_policy_ros.ros.motion_reports import injection_report, motion_report
+from thor_policy_ros.ros.motion_safety import Heartbeat
 from thor_policy_ros.ros.parameter_tables import CAMERA, POLICY
 from thor_policy_ros.ros.parameters import NodeParameters
 from thor_policy_ros.ros.policy_health import PolicyHealth
@@ -120,6 +121,7 @@ class PolicyNode(PatientLifecycleNode):
         self._timer: Timer | None = None
         self._chunks = self.create_lifecycle_publisher(ActionChunk, "~/action_chunk", RELIABLE)
         self._latencies = self.create_lifecycle_publisher(FrameLatency, "~/frame_latency", RELIABLE)
+        self._used = self.create_lifecycle_publisher(FrameInputs, "~/frame_inputs", RELIABLE)
         self.create_subscription(String, "instruction", self._on_instruction, LATCHED)
         self.create_subscription(ChunkFeedback, TOPIC, self._on_feedback, FEEDBACK_QOS)
         self.create_service(
@@ -127,6 +129,7 @@ class PolicyNode(PatientLifecycleNode):
         )
         self._health = PolicyHealth(self.parameters)
         self._diagnostics = DiagnosticsPublisher(self, self._hardware_id, self._reports)
+        self._heartbeat = Heartbeat(self)
 
     # Transitions
 
@@ -285,6 +288,12 @@ class PolicyNode(PatientLifecycleNode):
 
     def latency(self, message: FrameLatency) -> None:
         self._latencies.publish(message)
+
+    def wants_inputs(self) -> bool:
+        return bool(self._used.get_subscription_count())
+
+    def inputs(self, message: FrameInputs) -> None:
+        self._used.publish(message)
 
     def _restart_timer(self) -> None:
         if self._timer is not None:

@@ -32,7 +32,12 @@ from thor_policy_ros.msg import ActionChunk, EpisodeResult
 from thor_policy_ros.ros.conversions import seconds
 from thor_policy_ros.ros.demo import isolate, share_dir
 from thor_policy_ros.ros.memory_use import MB, nvml_process_bytes, rss_bytes
-from thor_policy_ros.ros.node_processes import NodeCommand, NodeDiedError, NodeProcesses
+from thor_policy_ros.ros.node_processes import (
+    EXECUTOR_REMAPS,
+    NodeCommand,
+    NodeDiedError,
+    NodeProcesses,
+)
 from thor_policy_ros.ros.soak_memory import KINDS
 from thor_policy_ros.ros.soak_record import SoakRecord
 from thor_policy_ros.runtime.backend_switch import is_variant
@@ -179,9 +184,7 @@ def node_commands(arguments: argparse.Namespace, first: str) -> list[NodeCommand
                 ("verification_report_dir", str((arguments.out / "reports").resolve())),
             ),
         ),
-        NodeCommand(
-            "chunk_executor_node", config, remaps=(("action_chunk", "policy_node/action_chunk"),)
-        ),
+        NodeCommand("chunk_executor_node", config, remaps=EXECUTOR_REMAPS),
         NodeCommand(
             "sim_robot_node",
             config,

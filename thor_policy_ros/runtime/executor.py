@@ -23,9 +23,12 @@ import numpy.typing as npt
 
 from thor_policy_ros.runtime.acceptance import form_refusal, time_refusal
 from thor_policy_ros.runtime.blending import Joining
-from thor_policy_ros.runtime.following import age_fault, lag_fault
+from thor_policy_ros.runtime.executor_stats import ExecutorStats, check_joints
+from thor_policy_ros.runtime.following import age_fault, distance_fault, lag_fault
 from thor_policy_ros.runtime.limiter import F64, JointLimiter
+from thor_policy_ros.runtime.motion_guard import MotionGuard
 from thor_policy_ros.runtime.trajectory import Crossfade, Trajectory, constant
+from thor_policy_ros.runtime.workspace import WorkspaceBox, WorkspaceWatch
 from thor_policy_ros.types import ActionChunk, JointLimits
 
 CommandState = Literal["waiting", "tracking", "holding", "stopped"]
@@ -33,6 +36,8 @@ CommandState = Literal["waiting", "tracking", "holding", "stopped"]
 # A smaller step back is a clock being disciplined; a larger one is another clock (a simulation
 # that restarted, a bag played again).
 CLOCK_TOLERANCE_S = 0.1
+RESUME_SHARE = 0.2  # of the velocity limits, at the beginning of a motion
+START_TOLERANCE_M = 0.01  # outside the workspace, and then only inwards
 
 
 @dataclass(frozen=True)
@@ -49,23 +54,6 @@ class Command:
     velocities: F64 | None
     state: CommandState
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class ExecutorStats:
-    """Counters since the start or the last reset.
-
-    clamped_*: ticks in which that limit changed the command of at least one joint.
-    """
-
-    ticks: int = 0
-    accepted: int = 0
-    refused: int = 0
-    clock_jumps: int = 0
-    clamped_position: int = 0
-    clamped_velocity: int = 0
-    clamped_acceleration: int = 0
-    last_refusal: str = ""
 
 
 _COUNTERS = tuple(f.name for f in fields(ExecutorStats) if f.name != "last_refusal")
@@ -86,6 +74,8 @@ class ChunkExecutor:
     max_measured_age_s: no motion when the joints were measured longer ago than this.
     max_lag_s: no motion when a joint is farther from its command than it moves in this time at
         full speed.
+    guard: who else may stop the robot; the caller keeps it and sets it.
+    workspace: where the tool stays, None is anywhere.
     """
 
     def __init__(
@@ -102,9 +92,14 @@ class ChunkExecutor:
         max_lag_s: float = math.inf,
         blending: str = "crossfade",
         ensemble_decay: float = 0.5,
+        guard: MotionGuard | None = None,
+        workspace: WorkspaceBox | None = None,
     ) -> None:
+        self.guard = guard or MotionGuard()
+        self._workspace = WorkspaceWatch(workspace) if workspace is not None else None
+        self.set_resume(0.0, math.inf)
         self.joint_names = tuple(joint_names)
-        _check_joints(self.joint_names, limits)
+        check_joints(self.joint_names, limits)
         if not (math.isfinite(control_dt_s) and control_dt_s > 0):
             raise ValueError(f"executor wants a positive control_dt_s, got {control_dt_s}")
         if not start_tolerance >= 0:
@@ -151,6 +146,18 @@ class ChunkExecutor:
         self._observed_at_s = -math.inf
         self._stop_reason = ""
         self._lag_fault = ""
+        self._moving_ticks = 0
+
+    def set_resume(self, ramp_s: float, max_start_s: float) -> None:
+        """How motion begins, also after a stop: over `ramp_s` the allowed speed rises to the
+        limits; no start from farther than a joint moves in `max_start_s` at full speed.
+        """
+        if not (0 <= ramp_s < math.inf and max_start_s > 0):
+            raise ValueError(
+                "executor wants a finite resume ramp and a positive start time in s, got "
+                f"{ramp_s}, {max_start_s}"
+            )
+        self._ramp_s, self._max_start_s = ramp_s, max_start_s
 
     def set_times(
         self,
@@ -248,11 +255,14 @@ class ChunkExecutor:
             if reason:
                 return Command(None, None, "waiting", reason)
         state, reason = self._state(now_s)
+        self._moving_ticks = 0 if state == "stopped" else self._moving_ticks + 1
         if state == "stopped":
             self._stop(reason)
             self._limiter.brake()
         else:
             self._track(now_s)
+        self.guard.note("stop", state == "stopped")
+        self.guard.note("hold", state == "holding")
         return self._commanded(state, reason)
 
     def _come_to_rest(self) -> Command:
@@ -312,6 +322,9 @@ class ChunkExecutor:
 
     def _start(self, now_s: float) -> str:
         """Begin at the measured position; returns '' or what is missing."""
+        if self.guard.halt:
+            self._pending = None
+            return self.guard.halt
         if self._measured is None:
             return "the joints have not been measured; check the joint state topic"
         if self._pending is None or self._pending.ends_at_s < now_s:
@@ -320,13 +333,30 @@ class ChunkExecutor:
         fault = age_fault(now_s - self._measured_at_s, max_age_s) or self._outside_limits(
             self._measured
         )
+        fault = fault or self._bad_beginning(self._measured, self._pending, now_s)
         if fault:
             return fault
         self._limiter.start(self._measured)
+        if self._workspace is not None:
+            self._workspace.start(self._limiter.positions)
         self._started = True
         self._follow(self._pending, now_s)
         self._pending = None
         return ""
+
+    def _bad_beginning(self, measured: F64, pending: Trajectory, now_s: float) -> str:
+        """Why the chunk does not begin where the robot is, or the robot not in its workspace."""
+        fault = distance_fault(
+            measured,
+            self._limiter.clip(pending.at(now_s)),
+            self._limits.velocity.astype(np.float64),
+            self._max_start_s,
+            self.joint_names,
+        )
+        if not fault and self._workspace is not None:
+            fault = self._workspace.box.refusal(measured, START_TOLERANCE_M)
+        self.guard.note("start_refused", bool(fault))
+        return fault
 
     def _outside_limits(self, measured: F64) -> str:
         outside = np.abs(self._limiter.clip(measured) - measured)
@@ -368,8 +398,8 @@ class ChunkExecutor:
 
     def _fault(self, now_s: float) -> str:
         """Why the robot must not be moved on; a lag stays one until `reset`."""
-        if self._lag_fault:
-            return self._lag_fault
+        if self.guard.halt or self._lag_fault:
+            return self.guard.halt or self._lag_fault
         measured_at_s = -math.inf if self._measured is None else self._measured_at_s
         fault = age_fault(now_s - measured_at_s, self._max_measured_age_s)
         if fault or self._measured is None:
@@ -387,24 +417,30 @@ class ChunkExecutor:
         assert self._plan is not None
         wanted, clip = self._plan.follow(now_s), self._limiter.clip
         reference = clip(wanted.at)
-        done = self._limiter.follow(self._reference, reference, clip(wanted.low), clip(wanted.high))
+        before = self._limiter.positions, self._limiter.velocities
+        done = self._limiter.follow(
+            self._reference, reference, clip(wanted.low), clip(wanted.high), self._speed_share()
+        )
         self._reference = reference
+        self.guard.note("resume_slew", done.resume)
+        if self._workspace is not None:
+            inside = self._workspace.allows(self._limiter.way_to_rest())
+            if not inside:
+                self._limiter.positions, self._limiter.velocities = before
+                self._limiter.brake()
+            self.guard.note("workspace", not inside)
         outside = bool((wanted.at != reference).any())
         self._counts["clamped_position"] += done.position or outside
         self._counts["clamped_velocity"] += done.velocity
         self._counts["clamped_acceleration"] += done.acceleration
 
+    def _speed_share(self) -> float:
+        if self._ramp_s == 0.0:
+            return 1.0
+        risen = self._moving_ticks * self.control_dt_s / self._ramp_s
+        return min(1.0, RESUME_SHARE + (1.0 - RESUME_SHARE) * risen)
+
     def _stop(self, reason: str) -> None:
         self._plan = None
         self._joining.forget()
         self._stop_reason = reason
-
-
-def _check_joints(joint_names: tuple[str, ...], limits: JointLimits) -> None:
-    if not joint_names or len(set(joint_names)) != len(joint_names):
-        raise ValueError(f"executor wants joint names, each once; got {joint_names}")
-    if limits.lower.shape != (len(joint_names),):
-        raise ValueError(
-            f"executor wants limits of {len(joint_names)} joints, one per name; "
-            f"got {limits.lower.shape[0]}"
-        )

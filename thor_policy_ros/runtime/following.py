@@ -40,3 +40,24 @@ def lag_fault(
         f"{allowed[worst]:.4f}, its way in max_lag_s = {max_lag_s:g} s; see to the controller, "
         "then reset"
     )
+
+
+def distance_fault(
+    measured: F64, wanted: F64, velocity: F64, max_start_s: float, joint_names: tuple[str, ...]
+) -> str:
+    """Why a motion must not begin at `measured`, or ''. The arguments are as of `lag_fault`.
+
+    Commands begin at the measured joints anyway; a chunk that is far from them is of other joints,
+    of other units or of another moment.
+    """
+    allowed = np.where(np.isinf(velocity), np.inf, velocity * max_start_s)
+    distance = np.abs(measured - wanted)
+    excess = distance - allowed
+    worst = int(excess.argmax())
+    if excess[worst] <= 0.0:
+        return ""
+    return (
+        f"the chunk wants joint {joint_names[worst]!r} at {wanted[worst]:.4f}, which is "
+        f"{distance[worst]:.4f} from where it is, more than its way in max_start_s = "
+        f"{max_start_s:g} s; compare joint names and units with the policy's"
+    )

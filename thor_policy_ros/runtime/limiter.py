@@ -25,11 +25,14 @@ ABSOLUTE_ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Interventions:
-    """Which limits changed this tick's command of at least one joint."""
+    """Which limits changed this tick's command of at least one joint; resume: the lower speed
+    after a stop.
+    """
 
     position: bool
     velocity: bool
     acceleration: bool
+    resume: bool = False
 
 
 class JointLimiter:
@@ -70,14 +73,20 @@ class JointLimiter:
         return np.minimum(np.maximum(positions, self.lower), self.upper)
 
     def follow(
-        self, previous: F64, reference: F64, low: F64 | None = None, high: F64 | None = None
+        self,
+        previous: F64,
+        reference: F64,
+        low: F64 | None = None,
+        high: F64 | None = None,
+        speed_share: float = 1.0,
     ) -> Interventions:
         """One tick towards `reference`, which was at `previous` one tick ago.
 
         Both f64[A] inside the position limits. In the frame that moves with the reference the
         joint is `previous - positions` away from it, and approaches no faster than it can
         brake. low, high: f64[A], the range that the reference will not leave from now on, if
-        known; the joint brakes in time to stay inside, if it can.
+        known; the joint brakes in time to stay inside, if it can. speed_share: of the velocity
+        limit, in (0, 1].
         """
         high = self._nowhere if high is None else high
         low = -self._nowhere if low is None else low
@@ -87,7 +96,7 @@ class JointLimiter:
         )
         wanted = (reference - previous) / self._dt + np.copysign(approach, error)
         braked = np.minimum(np.maximum(wanted, -soft_down), soft_up)
-        done = self._move(braked, up, down)
+        done = self._move(braked, up, down, speed_share)
         if (np.abs(braked - wanted) > ABSOLUTE_ROUNDING).any():
             return replace(done, acceleration=True)
         return done
@@ -99,10 +108,20 @@ class JointLimiter:
         )
         self._move(np.zeros_like(self.positions), up, down)
 
-    def _move(self, wanted: F64, up: F64, down: F64) -> Interventions:
+    def way_to_rest(self) -> F64:
+        """f64[N,A]: the positions of now and of each tick of braking from here, N >= 2."""
+        speed = np.abs(self.velocities)
+        ticks = int(np.ceil((speed / self._max_change).max()))
+        count = np.arange(1, max(ticks, 1) + 1)[:, None]
+        steps = np.maximum(speed - count * self._max_change, 0.0) * np.sign(self.velocities)
+        way = self.positions + np.cumsum(steps, axis=0) * self._dt
+        return np.concatenate((self.positions[None], way))
+
+    def _move(self, wanted: F64, up: F64, down: F64, speed_share: float = 1.0) -> Interventions:
         """Step at `wanted` velocity, limited; `up` and `down` are the speeds that can brake."""
         before = self.velocities
-        by_speed = np.minimum(np.maximum(wanted, -self._max_speed), self._max_speed)
+        max_speed = self._max_speed * speed_share
+        by_speed = np.minimum(np.maximum(wanted, -max_speed), max_speed)
         by_change = np.minimum(
             np.maximum(by_speed, before - self._max_change), before + self._max_change
         )
@@ -116,6 +135,7 @@ class JointLimiter:
             position=bool((np.abs(by_change - allowed) > ABSOLUTE_ROUNDING).any()),
             velocity=bool((np.abs(wanted) > self._speed_seen).any()),
             acceleration=bool((np.abs(by_speed - before) > self._change_seen).any()),
+            resume=speed_share < 1.0 and bool((np.abs(wanted) > max_speed).any()),
         )
 
     def _speed_to_stop_within(self, distance: F64) -> F64:
