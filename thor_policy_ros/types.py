@@ -7,7 +7,7 @@ A action dimensions, S state dimensions, D head dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,12 +26,14 @@ class Observation:
     images: camera slot -> u8[H,W,3], RGB. A slot that is absent is a missing camera.
     state: f32[S], in the order of the checkpoint's norm statistics.
     stamp_s: time of the oldest input, in the clock of the caller.
+    input_stamps_s: of each input, by camera slot or 'state', where they are known.
     """
 
     images: Mapping[str, U8]
     state: F32
     prompt: str
     stamp_s: float
+    input_stamps_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,19 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from thor_policy_ros.msg import ActionChunk as ActionChunkMsg
 from thor_policy_ros.ros.conversions import (
-    ENCODINGS,
-    MessageError,
     chunk_from_msg,
     chunk_to_msg,
     commands_msg,
-    compressed_to_rgb,
     image_from_rgb,
-    image_to_rgb,
     joint_positions,
     seconds,
     time_msg,
+)
+from thor_policy_ros.runtime.camera_images import (
+    ENCODINGS,
+    MessageError,
+    compressed_to_rgb,
+    image_to_rgb,
 )
 from thor_policy_ros.types import ActionChunk
 

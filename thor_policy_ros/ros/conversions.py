@@ -5,39 +5,23 @@
 from __future__ import annotations
 
 import array
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from builtin_interfaces.msg import Time as TimeMsg
-from PIL import Image as PilImage
-from PIL import UnidentifiedImageError
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64MultiArray, Header
 
 from thor_policy_ros.msg import ActionChunk as ActionChunkMsg
-from thor_policy_ros.msg import FrameLatency
-from thor_policy_ros.types import F32, U8, ActionChunk, FrameTiming
+from thor_policy_ros.msg import FrameInputs, FrameLatency
+from thor_policy_ros.runtime.camera_images import MessageError as MessageError
+from thor_policy_ros.types import F32, U8, ActionChunk, FrameTiming, Observation, StepResult
 
 NS = 1_000_000_000
 LARGEST_F32 = float(np.finfo(np.float32).max)
 F64 = npt.NDArray[np.float64]
-
-# Encoding -> channels in memory, and the channels that make RGB.
-ENCODINGS: Mapping[str, tuple[int, tuple[int, int, int]]] = {
-    "rgb8": (3, (0, 1, 2)),
-    "bgr8": (3, (2, 1, 0)),
-    "rgba8": (4, (0, 1, 2)),
-    "bgra8": (4, (2, 1, 0)),
-    "mono8": (1, (0, 0, 0)),
-}
-COMPRESSED_FORMATS = ("JPEG", "PNG")
-
-
-class MessageError(ValueError):
-    """A message that must not be used; the text is the reason, fit for diagnostics."""
 
 
 def seconds(stamp: TimeMsg) -> float:
@@ -53,61 +37,6 @@ def time_msg(stamp_s: float) -> TimeMsg:
 
 def header(stamp_s: float, frame_id: str = "") -> Header:
     return Header(stamp=time_msg(stamp_s), frame_id=frame_id)
-
-
-def image_to_rgb(message: Image, rotate_180: bool = False) -> U8:
-    """u8[H,W,3], RGB, contiguous.
-
-    Honours `step`: rows may carry padding. Raises MessageError for an encoding that is not
-    eight bits of known colour order, and for sizes that do not fit the data.
-    """
-    if message.encoding not in ENCODINGS:
-        raise MessageError(
-            f"encoding {message.encoding!r} is not supported; publish one of: "
-            + ", ".join(ENCODINGS)
-        )
-    channels, order = ENCODINGS[message.encoding]
-    height, width, step = message.height, message.width, message.step
-    row_bytes = width * channels
-    if height == 0 or width == 0:
-        raise MessageError(f"image is empty: {width}x{height}")
-    if step < row_bytes:
-        raise MessageError(
-            f"step {step} is below {row_bytes} bytes for {width} pixels of {message.encoding}"
-        )
-    # The last row may come without its padding.
-    wanted = step * (height - 1) + row_bytes
-    data = np.frombuffer(message.data, np.uint8)
-    if data.size < wanted or data.size > step * height:
-        raise MessageError(
-            f"data holds {data.size} bytes; {width}x{height} {message.encoding} "
-            f"with step {step} wants {step * height}"
-        )
-    pixels = np.lib.stride_tricks.as_strided(
-        data, (height, width, channels), (step, channels, 1), writeable=False
-    )
-    return _oriented(pixels[..., order] if order != (0, 1, 2) else pixels[..., :3], rotate_180)
-
-
-def compressed_to_rgb(message: CompressedImage, rotate_180: bool = False) -> U8:
-    """u8[H,W,3], RGB, of a JPEG or PNG. Raises MessageError for anything else."""
-    try:
-        with PilImage.open(io.BytesIO(message.data), formats=COMPRESSED_FORMATS) as image:
-            mode, pixels = image.mode, np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise MessageError(
-            f"compressed image (format {message.format!r}) is neither JPEG nor PNG"
-        ) from error
-    # Pillow's decoders raise these for broken data, and for sizes made to exhaust memory.
-    except (OSError, SyntaxError, ValueError, PilImage.DecompressionBombError) as error:
-        raise MessageError(f"compressed image cannot be decoded: {error}") from error
-    if mode.startswith("I") or mode == "F":
-        raise MessageError(f"compressed image has {mode} pixels; wanted 8 bits a channel")
-    return _oriented(pixels, rotate_180)
-
-
-def _oriented(pixels: U8, rotate_180: bool) -> U8:
-    return np.ascontiguousarray(pixels[::-1, ::-1] if rotate_180 else pixels)
 
 
 def joint_positions(message: JointState, names: Sequence[str]) -> F32:
@@ -193,6 +122,20 @@ def latency_msg(
     message.publish_ms = publish_ms
     message.total_ms = total_ms
     message.prefix_age_ms = timing.prefix_age_ms
+    return message
+
+
+def inputs_msg(
+    observation: Observation, result: StepResult, *, seed: int, tick: int, now_s: float
+) -> FrameInputs:
+    """What a frame was computed from; the caller adds the sequence and the decision."""
+    message = FrameInputs(header=header(now_s), tick=tick, seed=seed)
+    message.gave_chunk = result.chunk is not None
+    message.denoise_steps, message.guided_rows = result.num_steps, result.guided_rows
+    message.instruction = observation.prompt
+    message.input_names = list(observation.input_stamps_s)
+    message.input_stamps = array.array("d", observation.input_stamps_s.values())
+    message.state = _bytes_array("f", observation.state)
     return message
 
 

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from thor_policy_ros.msg import ActionChunk as ActionChunkMsg
-from thor_policy_ros.msg import FrameLatency
-from thor_policy_ros.ros.conversions import chunk_to_msg, latency_msg, seconds
+from thor_policy_ros.msg import FrameInputs, FrameLatency
+from thor_policy_ros.ros.conversions import chunk_to_msg, inputs_msg, latency_msg, seconds
 from thor_policy_ros.ros.decision_record import DecisionRecord
 from thor_policy_ros.ros.inference_thread import Tick
 from thor_policy_ros.runtime.latency import LatencyWindow, Quantiles, RateMeter
@@ -36,11 +36,12 @@ STAGES = (
     "prefix_age",
 )
 RATE_WINDOW_S = 5.0
+LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """What may change between two frames. seed: -1 draws noise from entropy."""
+    """What may change between two frames. seed: -1 draws a seed for each frame."""
 
     num_steps: int
     deadline_ms: float
@@ -102,11 +103,15 @@ class FrameStatistics:
 
 
 class ChunkPublisher(Protocol):
-    """Where a frame's messages go; both are called in the inference thread."""
+    """Where a frame's messages go; all are called in the inference thread."""
 
     def chunk(self, message: ActionChunkMsg) -> None: ...
 
     def latency(self, message: FrameLatency) -> None: ...
+
+    def wants_inputs(self) -> bool: ...
+
+    def inputs(self, message: FrameInputs) -> None: ...
 
 
 class FrameLoop:
@@ -196,7 +201,8 @@ class FrameLoop:
             return
         settings = self._settings()
         waited_s = begun_s - tick.at_s
-        result = self._step(self._completed(found), now_s, tick, settings, waited_s)
+        observation, seed = self._completed(found), self._next_seed(settings)
+        result = self._step(observation, now_s, tick, settings, waited_s, seed)
         if settings.injected.active:
             self._hurried.wait(settings.injected.draw_s(self._random))
         with self._lock:
@@ -206,6 +212,10 @@ class FrameLoop:
         if result.chunk is not None:
             self._publish_chunk(result, found.prompt, settings.blending, now_s)
         self._publish_latency(result, tick, settings, begun_s, stepped_s)
+        if self._publisher.wants_inputs():
+            message = inputs_msg(observation, result, seed=seed, tick=tick.number, now_s=now_s)
+            message.sequence, message.decision = self._sequence, _decision(result)
+            self._publisher.inputs(message)
 
     def statistics(self) -> FrameStatistics:
         now_s = time.perf_counter()
@@ -238,6 +248,13 @@ class FrameLoop:
             return observation
         return replace(observation, state=np.zeros(self._facts.state_dim, np.float32))
 
+    def _next_seed(self, settings: FrameSettings) -> int:
+        """Of this frame's noise; one that is drawn can be published, and the frame repeated."""
+        frame, self._frame = self._frame, self._frame + 1
+        if settings.seed >= 0:
+            return settings.seed + frame
+        return int(self._random.integers(LARGEST_SEED))
+
     def _step(
         self,
         observation: Observation,
@@ -245,11 +262,10 @@ class FrameLoop:
         tick: Tick,
         settings: FrameSettings,
         waited_s: float,
+        seed: int,
     ) -> StepResult:
         assert self._runner is not None
         self._runner.rules = settings.rules
-        seed = None if settings.seed < 0 else settings.seed + self._frame
-        self._frame += 1
         try:
             return self._runner.step(
                 observation,
@@ -309,7 +325,7 @@ class FrameLoop:
         )
         message.sequence = self._sequence
         message.backend = self._facts.backend
-        message.decision = f"refused: {result.refused}" if result.refused else result.decision
+        message.decision = _decision(result)
         message.prefix_reused = result.chunk is not None and result.chunk.prefix_reused
         message.deadline_ms = settings.deadline_ms
         message.deadline_missed = message.total_ms > settings.deadline_ms
@@ -341,3 +357,8 @@ class FrameLoop:
             self._refusal = result.refused
             message.dropped_frames = sum(self._frames.drops.values())
             message.missed_ticks = counts.missed_ticks
+
+
+def _decision(result: StepResult) -> str:
+    """As the messages say it."""
+    return f"refused: {result.refused}" if result.refused else result.decision

@@ -13,13 +13,8 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
 
-from thor_policy_ros.ros.conversions import (
-    MessageError,
-    compressed_to_rgb,
-    image_to_rgb,
-    joint_positions,
-    seconds,
-)
+from thor_policy_ros.ros.conversions import joint_positions, seconds
+from thor_policy_ros.runtime.camera_images import MessageError, compressed_to_rgb, image_to_rgb
 from thor_policy_ros.runtime.latency import RateMeter
 from thor_policy_ros.runtime.latest_frames import STATE, LatestFrames
 

@@ -154,7 +154,8 @@ class LatestFrames:
             if reasons or prompt is None:
                 return NotReady(reasons)
             images = {slot: camera.read() for slot, camera in self._held.cameras.items()}
-            return Observation(images, self._held.state, prompt, min(self._stamps().values()))
+            stamps = self._stamps()
+            return Observation(images, self._held.state, prompt, min(stamps.values()), stamps)
 
     def _nothing(self) -> _Inputs:
         cameras = {slot: _Camera(_NO_IMAGE) for slot in self.slots}
