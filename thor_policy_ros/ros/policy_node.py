@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from lifecycle_msgs.msg import Transition
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.clock import Clock
-from rclpy.clock_type import ClockType
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.timer import Timer
 from std_msgs.msg import String
@@ -29,7 +27,6 @@ from thor_policy_ros.ros.chunk_answers import FEEDBACK_QOS, TOPIC
 from thor_policy_ros.ros.conversions import seconds
 from thor_policy_ros.ros.decision_record import reuse_report
 from thor_policy_ros.ros.diagnostics import (
-    WARN,
     DiagnosticsPublisher,
     Report,
     note_missing_clock,
@@ -68,14 +65,6 @@ from thor_policy_ros.ros.policy_session import (
     make_runner,
 )
 from thor_policy_ros.ros.process import run_node
-from thor_policy_ros.ros.recovery import (
-    STICKY_STATUS,
-    FrameWatchdog,
-    apply_state,
-    end_process,
-    keep_state,
-    needs_new_process,
-)
 from thor_policy_ros.ros.reuse_parameters import reuse_refusal, reuse_rules
 from thor_policy_ros.ros.smooth_motion_parameters import (
     chunking_rules,
@@ -89,7 +78,6 @@ from thor_policy_ros.ros.verified_loading import (
     Say,
     load_policy,
 )
-from thor_policy_ros.runtime.instruction_text import clean_instruction
 from thor_policy_ros.runtime.latest_frames import LatestFrames
 from thor_policy_ros.runtime.policy_runner import PolicyRunner
 from thor_policy_ros.runtime.real_time_chunking import RealTimeChunking
@@ -121,16 +109,12 @@ class PolicyNode(PatientLifecycleNode):
         names = self.parameters["cameras"]
         self.parameters.declare(row.for_item(name) for name in names for row in CAMERA)
         self.parameters.start()
-        self._unkept = apply_state(self, self.parameters["state_file"])
         self.progress = ""
-        self._frames: LatestFrames | None = None
-        self._instruction: str | None = None
-        self._instruction_refusal = ""
-        if self.parameters["instruction"]:
-            self._set_instruction(self.parameters["instruction"])
+        self._instruction = self.parameters["instruction"] or None
         self._failure: BaseException | None = None
         self._thread: InferenceThread | None = None
         self._policy: UnifiedPolicy | None = None  # until the switch has it
+        self._frames: LatestFrames | None = None
         self._inputs: PolicyInputs | None = None
         self._loop: FrameLoop | None = None
         self._chunking = RealTimeChunking(chunking_rules(self.parameters))
@@ -146,14 +130,6 @@ class PolicyNode(PatientLifecycleNode):
         self._health = PolicyHealth(self.parameters)
         self._diagnostics = DiagnosticsPublisher(self, self._hardware_id, self._reports)
         self._heartbeat = Heartbeat(self)
-        self._recovering: Timer | None = None
-        if self.parameters["recover_after_s"] > 0:
-            self._watchdog = FrameWatchdog(
-                self,
-                lambda: None if self._thread is None else self._thread.serving_since_s,
-                self.parameters["inference_timeout_s"],
-                self._diagnostics.publish,
-            )
 
     # Transitions
 
@@ -340,11 +316,6 @@ class PolicyNode(PatientLifecycleNode):
         self._set_instruction(message.data)
 
     def _set_instruction(self, text: str) -> None:
-        """What is refused changes nothing: the words before go on."""
-        text, self._instruction_refusal = clean_instruction(text)
-        if self._instruction_refusal:
-            self.get_logger().warning(self._instruction_refusal, throttle_duration_sec=5.0)
-            return
         self._instruction = text
         if self._frames is not None:
             self._frames.set_prompt(text)
@@ -382,26 +353,8 @@ class PolicyNode(PatientLifecycleNode):
 
     async def _recover(self) -> None:
         """Active with a failed policy: through the error state to unconfigured."""
-        after_s = self.parameters["recover_after_s"]
-        assert self._failure is not None
-        if after_s > 0 and needs_new_process(self._failure):
-            why = f"{type(self._failure).__name__}: {self._failure}"
-            end_process(self, why, STICKY_STATUS, self._diagnostics.publish)
         if self.state_label == "active":
             await self.transition(Transition.TRANSITION_DEACTIVATE)
-        if after_s > 0 and self._recovering is None:
-            steady = Clock(clock_type=ClockType.STEADY_TIME)
-            self._recovering = self.create_timer(after_s, self._try_again, clock=steady)
-
-    async def _try_again(self) -> None:
-        """Until it is active, or someone else has taken it in hand."""
-        if self.state_label == "unconfigured":
-            await self.transition(Transition.TRANSITION_CONFIGURE)
-        if self.state_label == "inactive":
-            await self.transition(Transition.TRANSITION_ACTIVATE)
-        if self.state_label in ("active", "finalized") and self._recovering is not None:
-            self.destroy_timer(self._recovering)
-            self._recovering = None
 
     # Parameters
 
@@ -418,7 +371,6 @@ class PolicyNode(PatientLifecycleNode):
         return f"backend {name!r} cannot run here; missing: {'; '.join(missing)}" if missing else ""
 
     def _on_change(self, changed: Mapping[str, Any]) -> None:
-        self._unkept = keep_state(self.parameters["state_file"], changed)
         if self._switch is not None and "kv_reuse_freq" in changed:
             self._switch.set_reuse(changed["kv_reuse_freq"])
         if self._switch is not None and "backend" in changed:
@@ -466,10 +418,6 @@ class PolicyNode(PatientLifecycleNode):
             self.state_label, self.progress, self.last_error, self.parameters, engine
         )
         note_missing_clock(self, lifecycle)
-        if self._instruction_refusal:
-            lifecycle.note(WARN, self._instruction_refusal)
-        if self._unkept:
-            lifecycle.note(WARN, self._unkept)
         now_s, cameras = self._ros_now_s(), cameras_of(self.parameters)
         facts = self._frames, statistics, now_s, active
         return [
