@@ -7,7 +7,8 @@ which moves the robot.
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
@@ -139,4 +140,7 @@ def nodes(context: LaunchContext) -> list[Node]:
 
 
 def generate_launch_description() -> LaunchDescription:
-    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=nodes)])
+    folder = Path(get_package_share_directory("thor_policy_ros")) / "launch"
+    viewers = PythonLaunchDescriptionSource(str(folder / "viewers.launch.py"))
+    included = IncludeLaunchDescription(viewers)
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=nodes), included])

@@ -71,6 +71,7 @@ def test_every_installed_command_has_its_main() -> None:
     assert {name for name, _, _ in commands} == {
         "policy_node",
         "chunk_executor_node",
+        "chunk_viewer_node",
         "sim_robot_node",
         "demo",
         "thor-policy",

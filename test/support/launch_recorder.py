@@ -55,6 +55,11 @@ class PythonLaunchDescriptionSource:
 
 
 @dataclass
+class LogInfo:
+    msg: str
+
+
+@dataclass
 class Shutdown:
     reason: str = ""
 
@@ -91,6 +96,7 @@ class Node:
     remappings: list[tuple[str, str]] = field(default_factory=list)
     ros_arguments: list[str] = field(default_factory=list)
     additional_env: dict[str, str] = field(default_factory=dict)
+    arguments: list[str] = field(default_factory=list)
     on_exit: Shutdown | None = None
 
     def values(self) -> dict[str, Any]:
@@ -124,6 +130,7 @@ class Recording:
     arguments: dict[str, DeclareLaunchArgument] = field(default_factory=dict)
     context: dict[str, str] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
 
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
@@ -155,6 +162,8 @@ def _visit(entity: Any, recording: Recording) -> None:
             _visit(made, recording)
     elif isinstance(entity, Node):
         recording.nodes.append(entity)
+    elif isinstance(entity, LogInfo):
+        recording.said.append(entity.msg)
     else:
         raise TypeError(f"the recorder does not know {entity!r}")
 
@@ -175,6 +184,7 @@ _NAMES = {
     "launch.actions": {
         "DeclareLaunchArgument": DeclareLaunchArgument,
         "IncludeLaunchDescription": IncludeLaunchDescription,
+        "LogInfo": LogInfo,
         "OpaqueFunction": OpaqueFunction,
         "Shutdown": Shutdown,
     },

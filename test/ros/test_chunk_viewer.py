@@ -1,0 +1,175 @@
+"""What the chunk viewer shows: joint trajectory, path and markers in the right frame, words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from nav_msgs.msg import Path as PathMsg
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image
+from support.ros_probe import RELIABLE, Probe
+from trajectory_msgs.msg import JointTrajectory
+from visualization_msgs.msg import Marker, MarkerArray
+
+from thor_policy_ros.msg import ActionChunk as ActionChunkMsg
+from thor_policy_ros.msg import FrameLatency
+from thor_policy_ros.ros.chunk_viewer_node import ChunkViewerNode, description_file
+from thor_policy_ros.ros.conversions import image_from_rgb, seconds
+from thor_policy_ros.ros.markers import annotated, caption, marker_array, path_msg, trajectory_msg
+from thor_policy_ros.runtime.camera_images import image_to_rgb
+from thor_policy_ros.runtime.urdf import Urdf
+from thor_policy_ros.sim.kinematics import tip_position
+from thor_policy_ros.types import ActionChunk
+
+JOINTS = ("base_yaw", "shoulder", "elbow", "wrist", "suction")
+ROWS = np.linspace([0.0, 0.1, 1.2, 0.4, 0.0], [0.6, 0.5, 1.6, 0.9, 1.0], 10).astype(np.float32)
+CHUNK = ActionChunk(ROWS, dt_s=0.1, observed_at_s=100.0)
+NODE = "chunk_viewer_node"
+
+
+def message() -> ActionChunkMsg:
+    made = ActionChunkMsg(
+        joint_names=list(JOINTS), horizon=10, action_dim=5, dt=0.1, instruction="pick up the cube"
+    )
+    made.backend = "pytorch"
+    made.observed_at.sec = 100
+    made.actions = ROWS.ravel().tolist()
+    return made
+
+
+def test_the_demo_arms_urdf_is_the_simulated_arm() -> None:
+    chain = Urdf(description_file("demo_arm.urdf").read_text()).chain("tip", JOINTS)
+    assert chain.root == "base_link"
+    joints = np.random.default_rng(0).uniform(-1.2, 1.2, (50, 5))
+    np.testing.assert_allclose(chain.positions(joints), tip_position(joints[:, :4]), atol=1e-12)
+
+
+def test_a_trajectory_holds_every_row_at_its_time() -> None:
+    found = trajectory_msg(CHUNK, JOINTS)
+    assert tuple(found.joint_names) == JOINTS and seconds(found.header.stamp) == 100.0
+    times = [p.time_from_start.sec + p.time_from_start.nanosec * 1e-9 for p in found.points]
+    np.testing.assert_allclose(times, np.arange(10) * 0.1, atol=1e-9)
+    np.testing.assert_allclose([p.positions for p in found.points], ROWS)
+
+
+def test_path_and_markers_are_in_the_frame_that_was_given() -> None:
+    points = tip_position(ROWS[:, :4])
+    path = path_msg(points, CHUNK, "base_link")
+    assert path.header.frame_id == "base_link" and len(path.poses) == 10
+    assert seconds(path.poses[3].header.stamp) == pytest.approx(100.3)
+    assert all(pose.pose.orientation.w == 1.0 for pose in path.poses)
+    line, balls, words = marker_array(points, message(), 100.0, "base_link", 0.005).markers
+    assert (line.type, balls.type) == (Marker.LINE_STRIP, Marker.SPHERE_LIST)
+    assert len(line.points) == len(line.colors) == 10 and line.scale.x == 0.005
+    assert line.colors[0].g > line.colors[-1].g and line.colors[-1].r > line.colors[0].r
+    assert words.text == "pick up the cube\npytorch" and words.type == Marker.TEXT_VIEW_FACING
+    assert {marker.header.frame_id for marker in (line, balls, words)} == {"base_link"}
+    assert len({marker.id for marker in (line, balls, words)}) == 3
+
+
+def test_words_are_drawn_at_top_and_bottom_and_never_leave_the_image() -> None:
+    image = np.full((96, 160, 3), 128, np.uint8)
+    frame = FrameLatency(backend="pytorch", total_ms=12.34, decision="refill: age")
+    above, below = caption(message(), frame)
+    assert (above, below) == ("pick up the cube", "pytorch 12.3 ms | refill: age")
+    shown = annotated(image, above, below)
+    assert shown.shape == image.shape and (image == 128).all()
+    changed = np.nonzero((shown != image).any(axis=(1, 2)))[0]
+    assert changed.min() == 0 and changed.max() == 95
+    assert (shown[40:60] == 128).all(), "the middle is left alone"
+    annotated(image, "Ω 拿起 " + "long " * 200, "\n\x00two\nlines")
+    assert annotated(np.zeros((4, 4, 3), np.uint8), "words", "words").shape == (4, 4, 3)
+    late = FrameLatency(backend="b", deadline_missed=True)
+    assert "LATE" in caption(None, late)[1] and caption(None, None) == ("no chunk yet", "")
+
+
+@pytest.fixture
+def make(probe: Probe) -> Iterator[Callable[..., ChunkViewerNode]]:
+    made: list[ChunkViewerNode] = []
+
+    def make(hook: Any = None, **values: Any) -> ChunkViewerNode:
+        overrides = [Parameter(name, value=value) for name, value in values.items()]
+        node = ChunkViewerNode(hook, parameter_overrides=overrides)
+        probe.host(node)
+        made.append(node)
+        return node
+
+    yield make
+    for node in made:
+        probe.release(node)
+
+
+def heard(probe: Probe, kind: Any, topic: str, again: Callable[[], None]) -> Any:
+    found = probe.listen(kind, f"{NODE}/{topic}")
+    timer = probe.create_timer(0.1, again)
+    probe.wait(lambda: found, topic)
+    probe.destroy_timer(timer)
+    return found[-1]
+
+
+def test_a_chunk_becomes_path_and_markers_with_a_urdf(
+    probe: Probe, make: Callable[..., ChunkViewerNode]
+) -> None:
+    make(robot_description_file="demo_arm.urdf", tip_link="tip")
+    chunks = probe.create_publisher(ActionChunkMsg, "action_chunk", RELIABLE)
+    path = heard(probe, PathMsg, "path", lambda: chunks.publish(message()))
+    assert path.header.frame_id == "base_link"
+    last = path.poses[-1].pose.position
+    np.testing.assert_allclose([last.x, last.y, last.z], tip_position(ROWS[-1, :4]), atol=1e-6)
+    markers = heard(probe, MarkerArray, "markers", lambda: chunks.publish(message()))
+    assert len(markers.markers) == 3
+
+
+def test_without_a_urdf_the_joint_trajectory_is_shown_alone(
+    probe: Probe, make: Callable[..., ChunkViewerNode]
+) -> None:
+    make()
+    chunks = probe.create_publisher(ActionChunkMsg, "action_chunk", RELIABLE)
+    paths = probe.listen(PathMsg, f"{NODE}/path")
+    found = heard(probe, JointTrajectory, "joint_trajectory", lambda: chunks.publish(message()))
+    assert len(found.points) == 10
+    assert paths == []
+
+
+def test_a_hook_for_forward_kinematics_takes_a_urdfs_place(
+    probe: Probe, make: Callable[..., ChunkViewerNode]
+) -> None:
+    make(lambda joints, names: joints[:, :3] * len(names), frame_id="world")
+    chunks = probe.create_publisher(ActionChunkMsg, "action_chunk", RELIABLE)
+    path = heard(probe, PathMsg, "path", lambda: chunks.publish(message()))
+    assert path.header.frame_id == "world"
+    assert path.poses[-1].pose.position.x == pytest.approx(5 * ROWS[-1, 0])
+
+
+def test_the_camera_is_annotated_while_somebody_looks(
+    probe: Probe, make: Callable[..., ChunkViewerNode]
+) -> None:
+    make(camera_topic="camera")
+    images = probe.create_publisher(Image, "camera", RELIABLE)
+    frames = probe.create_publisher(FrameLatency, "frame_latency", RELIABLE)
+    grey = image_from_rgb(np.full((64, 96, 3), 128, np.uint8), 5.0, "optical")
+
+    def again() -> None:
+        frames.publish(FrameLatency(backend="pytorch", total_ms=12.0))
+        images.publish(grey)
+
+    shown = heard(probe, Image, "annotated_image", again)
+    assert shown.header.frame_id == "optical" and (shown.width, shown.height) == (96, 64)
+    assert (image_to_rgb(shown)[0] == 0).any()
+
+
+def test_wrong_parameters_are_refused_with_the_choices(tmp_path: Path) -> None:
+    def refused(hook: Any = None, **values: Any) -> str:
+        overrides = [Parameter(name, value=value) for name, value in values.items()]
+        with pytest.raises(ValueError) as error:
+            ChunkViewerNode(hook, parameter_overrides=overrides)
+        return str(error.value)
+
+    assert "neither a file" in refused(robot_description_file="no.urdf", tip_link="tip")
+    demo = {"robot_description_file": "demo_arm.urdf"}
+    assert "the URDF's links are: column" in refused(tip_link="hand", **demo)
+    assert "set frame_id" in refused(lambda joints, names: joints)

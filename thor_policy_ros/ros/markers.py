@@ -1,0 +1,130 @@
+"""A chunk as viewers show it: joint trajectory, path of the tool, markers, words on an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from builtin_interfaces.msg import Duration
+from geometry_msgs.msg import Point, PoseStamped
+from nav_msgs.msg import Path
+from PIL import Image as PilImage
+from PIL import ImageDraw
+from std_msgs.msg import ColorRGBA
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+from visualization_msgs.msg import Marker, MarkerArray
+
+from thor_policy_ros.msg import ActionChunk as ActionChunkMsg
+from thor_policy_ros.msg import FrameLatency
+from thor_policy_ros.ros.conversions import NS, header
+from thor_policy_ros.types import U8, ActionChunk
+
+F64 = npt.NDArray[np.float64]
+ForwardKinematics = Callable[[F64, Sequence[str]], F64]
+"""(f64[H,A] joint positions, their names) -> f64[H,3] of the tool, m, in the viewer's frame."""
+
+LIFETIME = Duration(sec=2)
+TEXT_HEIGHT_M = 0.04
+NOW, LATER = (0.1, 0.8, 0.2), (0.9, 0.2, 0.1)
+BAND = (0, 0, 0)
+
+
+def trajectory_msg(chunk: ActionChunk, joint_names: Sequence[str]) -> JointTrajectory:
+    """All rows; their times count from the header's stamp, the observation."""
+    message = JointTrajectory(header=header(chunk.observed_at_s), joint_names=list(joint_names))
+    message.points = [
+        JointTrajectoryPoint(
+            positions=row.astype(np.float64).tolist(), time_from_start=duration(k * chunk.dt_s)
+        )
+        for k, row in enumerate(chunk.actions)
+    ]
+    return message
+
+
+def duration(seconds: float) -> Duration:
+    total_ns = round(seconds * NS)
+    return Duration(sec=total_ns // NS, nanosec=total_ns % NS)
+
+
+def path_msg(points: F64, chunk: ActionChunk, frame_id: str) -> Path:
+    """points: f64[H,3], m; each is stamped with the time at which it is to be reached."""
+    message = Path(header=header(chunk.observed_at_s, frame_id))
+    for k, point in enumerate(points):
+        pose = PoseStamped(header=header(chunk.observed_at_s + k * chunk.dt_s, frame_id))
+        pose.pose.position = point_msg(point)
+        pose.pose.orientation.w = 1.0
+        message.poses.append(pose)
+    return message
+
+
+def point_msg(point: F64) -> Point:
+    x, y, z = map(float, point)
+    return Point(x=x, y=y, z=z)
+
+
+def marker_array(
+    points: F64, chunk: ActionChunkMsg, stamp_s: float, frame_id: str, width_m: float
+) -> MarkerArray:
+    """A line from green (now) to red, a ball a row, and the instruction at the end."""
+    shades = np.linspace(0.0, 1.0, len(points))[:, None]
+    mixed = (1 - shades) * np.array(NOW) + shades * np.array(LATER)
+    colours = [ColorRGBA(r=float(r), g=float(g), b=float(b), a=1.0) for r, g, b in mixed]
+    line, balls = (
+        _marker(kind, number, stamp_s, frame_id)
+        for number, kind in enumerate((Marker.LINE_STRIP, Marker.SPHERE_LIST))
+    )
+    line.scale.x = width_m
+    balls.scale.x = balls.scale.y = balls.scale.z = 2 * width_m
+    for marker in (line, balls):
+        marker.points, marker.colors = [point_msg(point) for point in points], colours
+    words = _marker(Marker.TEXT_VIEW_FACING, 2, stamp_s, frame_id)
+    words.text = f"{chunk.instruction}\n{chunk.backend}"
+    words.scale.z = TEXT_HEIGHT_M
+    words.color = ColorRGBA(r=1.0, g=1.0, b=1.0, a=1.0)
+    words.pose.position = point_msg(points[-1] + np.array([0.0, 0.0, 2 * TEXT_HEIGHT_M]))
+    return MarkerArray(markers=[line, balls, words])
+
+
+def _marker(kind: int, number: int, stamp_s: float, frame_id: str) -> Marker:
+    marker = Marker(header=header(stamp_s, frame_id), ns="chunk", id=number, type=kind)
+    marker.action, marker.lifetime = Marker.ADD, LIFETIME
+    marker.pose.orientation.w = 1.0
+    marker.color.a = 1.0
+    return marker
+
+
+def caption(chunk: ActionChunkMsg | None, frame: FrameLatency | None) -> tuple[str, str]:
+    """The words above and below the image."""
+    above = chunk.instruction if chunk is not None else "no chunk yet"
+    if frame is None:
+        return above, ""
+    late = " LATE" if frame.deadline_missed else ""
+    return above, f"{frame.backend} {frame.total_ms:.1f} ms{late} | {frame.decision}"
+
+
+def annotated(image: U8, above: str, below: str) -> U8:
+    """A copy with a line of words at top and bottom. image: u8[H,W,3]."""
+    picture = PilImage.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    height, width = image.shape[:2]
+    for text, at_bottom in ((above, False), (below, True)):
+        if not text:
+            continue
+        text = _fitting(draw, text, width - 4)
+        _, top, _, bottom = draw.textbbox((0, 0), text)
+        band = bottom - top + 4
+        y = height - band if at_bottom else 0
+        draw.rectangle((0, y, width, y + band), fill=BAND)
+        draw.text((2, y + 2 - top), text, fill=(255, 255, 255))
+    return np.array(picture)
+
+
+def _fitting(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """The text on one line, cut where the image ends; letters that the font lacks become '?'."""
+    line = " ".join(text.split()).encode("latin-1", "replace").decode("latin-1")
+    if draw.textlength(line) <= width:
+        return line
+    while line and draw.textlength(f"{line}...") > width:
+        line = line[:-1]
+    return f"{line}..."
