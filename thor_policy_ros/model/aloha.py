@@ -41,7 +41,7 @@ def actions_to_robot(actions: npt.NDArray[Any]) -> F64:
 
 
 def actions_to_model(actions: npt.NDArray[Any]) -> F64:
-    """The inverse of `actions_to_robot`, for training."""
+    """The inverse of `actions_to_robot`."""
     converted = JOINT_SIGNS * actions
     grippers = list(GRIPPERS)
     low, high = COMMAND_RAD

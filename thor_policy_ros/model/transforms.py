@@ -80,7 +80,9 @@ class Preprocessor:
         return robot.astype(np.float32)
 
     def normalise_actions(self, actions: npt.NDArray[Any], state: npt.NDArray[Any]) -> F32:
-        """The inverse of `unnormalise`, for training: f[H,A] -> f32[H,32], zero-padded."""
+        """The inverse of `unnormalise`, for guidance by actions known before: f[H,A] -> f32[H,32],
+        zero-padded.
+        """
         relative = np.array(actions, np.float64)
         if self.config.aloha_units:
             relative = aloha.actions_to_model(relative)
