@@ -19,7 +19,14 @@ from thor_policy_ros.msg import ActionChunk as ActionChunkMsg
 from thor_policy_ros.msg import FrameLatency
 from thor_policy_ros.ros.chunk_viewer_node import ChunkViewerNode, description_file
 from thor_policy_ros.ros.conversions import image_from_rgb, seconds
-from thor_policy_ros.ros.markers import annotated, caption, marker_array, path_msg, trajectory_msg
+from thor_policy_ros.ros.markers import (
+    BAND_HEIGHT,
+    annotated,
+    caption,
+    marker_array,
+    path_msg,
+    trajectory_msg,
+)
 from thor_policy_ros.runtime.camera_images import image_to_rgb
 from thor_policy_ros.runtime.urdf import Urdf
 from thor_policy_ros.sim.kinematics import tip_position
@@ -71,18 +78,19 @@ def test_path_and_markers_are_in_the_frame_that_was_given() -> None:
     assert len({marker.id for marker in (line, balls, words)}) == 3
 
 
-def test_words_are_drawn_at_top_and_bottom_and_never_leave_the_image() -> None:
+def test_words_stand_above_and_below_and_hide_nothing() -> None:
     image = np.full((96, 160, 3), 128, np.uint8)
     frame = FrameLatency(backend="pytorch", total_ms=12.34, decision="refill: age")
     above, below = caption(message(), frame)
     assert (above, below) == ("pick up the cube", "pytorch 12.3 ms | refill: age")
     shown = annotated(image, above, below)
-    assert shown.shape == image.shape and (image == 128).all()
-    changed = np.nonzero((shown != image).any(axis=(1, 2)))[0]
-    assert changed.min() == 0 and changed.max() == 95
-    assert (shown[40:60] == 128).all(), "the middle is left alone"
-    annotated(image, "Ω 拿起 " + "long " * 200, "\n\x00two\nlines")
-    assert annotated(np.zeros((4, 4, 3), np.uint8), "words", "words").shape == (4, 4, 3)
+    assert shown.shape == (2 * 96 + 2 * BAND_HEIGHT, 2 * 160, 3)
+    assert (shown[BAND_HEIGHT:-BAND_HEIGHT] == 128).all(), "nothing of the image is hidden"
+    assert shown[:BAND_HEIGHT].any() and shown[-BAND_HEIGHT:].any()
+    assert not annotated(image, above, "")[-BAND_HEIGHT:].any()
+    wide = np.full((10, 640, 3), 128, np.uint8)
+    assert annotated(wide, "Ω 拿起 " + "long " * 200, "\n\x00two\nlines").shape[1] == 640
+    assert annotated(np.zeros((4, 4, 3), np.uint8), "words", "words").shape[1] == 320
     late = FrameLatency(backend="b", deadline_missed=True)
     assert "LATE" in caption(None, late)[1] and caption(None, None) == ("no chunk yet", "")
 
@@ -158,8 +166,8 @@ def test_the_camera_is_annotated_while_somebody_looks(
         images.publish(grey)
 
     shown = heard(probe, Image, "annotated_image", again)
-    assert shown.header.frame_id == "optical" and (shown.width, shown.height) == (96, 64)
-    assert (image_to_rgb(shown)[0] == 0).any()
+    assert shown.header.frame_id == "optical" and shown.width == 4 * 96
+    assert (image_to_rgb(shown)[0] == 0).all() and (image_to_rgb(shown)[BAND_HEIGHT] == 128).all()
 
 
 def test_wrong_parameters_are_refused_with_the_choices(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -27,7 +28,7 @@ ForwardKinematics = Callable[[F64, Sequence[str]], F64]
 LIFETIME = Duration(sec=2)
 TEXT_HEIGHT_M = 0.04
 NOW, LATER = (0.1, 0.8, 0.2), (0.9, 0.2, 0.1)
-BAND = (0, 0, 0)
+READABLE_WIDTH, BAND_HEIGHT = 320, 16  # pixels; the font's letters are 10 high
 
 
 def trajectory_msg(chunk: ActionChunk, joint_names: Sequence[str]) -> JointTrajectory:
@@ -104,19 +105,18 @@ def caption(chunk: ActionChunkMsg | None, frame: FrameLatency | None) -> tuple[s
 
 
 def annotated(image: U8, above: str, below: str) -> U8:
-    """A copy with a line of words at top and bottom. image: u8[H,W,3]."""
-    picture = PilImage.fromarray(image)
+    """A larger copy with a line of words above and one below it, none of the image hidden.
+
+    image: u8[H,W,3]; a small one is enlarged by a whole factor, so that words have room.
+    """
+    factor = max(1, math.ceil(READABLE_WIDTH / image.shape[1]))
+    enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    height, width = enlarged.shape[:2]
+    picture = PilImage.new("RGB", (width, height + 2 * BAND_HEIGHT))
+    picture.paste(PilImage.fromarray(enlarged), (0, BAND_HEIGHT))
     draw = ImageDraw.Draw(picture)
-    height, width = image.shape[:2]
-    for text, at_bottom in ((above, False), (below, True)):
-        if not text:
-            continue
-        text = _fitting(draw, text, width - 4)
-        _, top, _, bottom = draw.textbbox((0, 0), text)
-        band = bottom - top + 4
-        y = height - band if at_bottom else 0
-        draw.rectangle((0, y, width, y + band), fill=BAND)
-        draw.text((2, y + 2 - top), text, fill=(255, 255, 255))
+    for text, y in ((above, 0), (below, height + BAND_HEIGHT)):
+        draw.text((2, y + 2), _fitting(draw, text, width - 4), fill=(255, 255, 255))
     return np.array(picture)
 
 

@@ -17,7 +17,8 @@ WORDS = {OK: "ok", WARN: "WARN", ERROR: "ERROR", STALE: "stale"}
 STYLES = {OK: "green", WARN: "yellow", ERROR: "bold red", STALE: "dim"}
 Clock = Callable[[float], str]
 SILENT_S = 3.0  # a status comes once a second
-FAULTS_SHOWN = 6
+FAULTS_SHOWN, FAULTS_IF_SHORT = 6, 3
+TALL = 30  # rows of a terminal that shows everything
 NOTHING = "nothing heard yet: compare ROS_DOMAIN_ID and ROS_AUTOMATIC_DISCOVERY_RANGE on both hosts"
 
 
@@ -37,16 +38,17 @@ class Screen:
             yield Text(f"{self._title}: {NOTHING}")
             return
         blocks = ASCII_BLOCKS if options.ascii_only else BLOCKS
+        short = console.is_terminal and console.size.height < TALL
         yield Group(
             self._head(),
+            self._troubles(),
+            self._fine(),
             Text(),
             self._stages(),
             self._spark(blocks, max(10, min(options.max_width, 120) - 26)),
             self._decisions(),
-            Text(),
-            self._health(),
-            Text(),
-            *self._faults(),
+            *([] if short else [Text()]),
+            *self._faults(FAULTS_IF_SHORT if short else FAULTS_SHOWN),
         )
 
     def _policy_first(self, item: tuple[str, object]) -> bool:
@@ -116,7 +118,8 @@ class Screen:
         counts = ", ".join(f"{kind} {count}" for kind, count in record.decisions.most_common())
         return Text(f"decisions: {counts}; last: {record.frame.decision}")
 
-    def _health(self) -> Table:
+    def _troubles(self) -> Table:
+        """A row for each status that is not OK, or not heard any more; they come first."""
         table = Table(Column(no_wrap=True), Column(no_wrap=True), Column(overflow="fold"),
                       box=None, show_header=False, padding=(0, 1, 0, 0))  # fmt: skip
         for name, status in sorted(self._record.statuses.items(), key=self._policy_first):
@@ -124,13 +127,22 @@ class Screen:
             task = name.partition(": ")[2]
             if silent_s > SILENT_S:
                 table.add_row(Text("SILENT", style="bold red"), task, f"for {silent_s:.0f} s")
-                continue
-            mark = Text(WORDS.get(status.level, "?"), style=STYLES.get(status.level, ""))
-            table.add_row(mark, task, Text(status.message))
+            elif status.level != OK:
+                mark = Text(WORDS.get(status.level, "?"), style=STYLES.get(status.level, ""))
+                table.add_row(mark, task, Text(status.message))
         return table
 
-    def _faults(self) -> list[Text]:
-        faults = list(self._record.faults)[-FAULTS_SHOWN:]
+    def _fine(self) -> Text:
+        names = [
+            name.partition(": ")[2]
+            for name, status in sorted(self._record.statuses.items(), key=self._policy_first)
+            if status.level == OK and self._now_s - status.heard_s <= SILENT_S
+        ]
+        text = Text("ok ", style=STYLES[OK]) if names else Text("nothing is ok")
+        return text.append(", ".join(names), style="default")
+
+    def _faults(self, at_most: int) -> list[Text]:
+        faults = list(self._record.faults)[-at_most:]
         if not faults:
             return [Text("no fault since the monitor was started")]
         lines = [Text("last changes:")]
