@@ -4,6 +4,7 @@ The policy node alone only watches and publishes chunks; `execute:=true` adds th
 which moves the robot.
 """
 
+import tempfile
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
@@ -66,7 +67,8 @@ ARGUMENTS = [
         "respawn",
         default_value="false",
         choices=FLAG,
-        description="Start a node again when its process ends",
+        description="Start a node again when its process ends, with the parameters set meanwhile; "
+        "the policy node also recovers by itself from a failed frame",
     ),
     DeclareLaunchArgument(
         "large_images",
@@ -95,6 +97,14 @@ def config_file(name: str) -> str:
     raise FileNotFoundError(f"config {name!r} is neither a file nor one of: {names}")
 
 
+def state_file() -> str:
+    """Of this launch alone; none where nothing can be written."""
+    try:
+        return str(Path(tempfile.mkdtemp(prefix="thor_policy_")) / "parameters.json")
+    except OSError:
+        return ""
+
+
 def nodes(context: LaunchContext) -> list[Node]:
     """The nodes for the arguments as they were resolved; an empty text leaves the config's."""
     value = {
@@ -106,6 +116,8 @@ def nodes(context: LaunchContext) -> list[Node]:
         name: ParameterValue(text, value_type=str) for name, text in texts.items() if text
     }
     policy_parameters["autostart"] = flag["autostart"]
+    if flag["respawn"]:
+        policy_parameters |= {"recover_after_s": 1.0, "state_file": state_file()}
     common = {
         "package": "thor_policy_ros",
         "namespace": value["namespace"],

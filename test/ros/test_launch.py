@@ -68,6 +68,8 @@ def test_arguments_reach_the_nodes() -> None:
     policy, executor = recording.node("policy_node"), recording.node("chunk_executor_node")
     assert policy.values()["instruction"] == "pick up the red cube"
     assert policy.values()["autostart"] is False
+    assert policy.values()["recover_after_s"] > 0
+    assert policy.values()["state_file"].endswith("parameters.json")
     assert ("action_chunk", "policy_node/action_chunk") in executor.remappings
     for node in (policy, executor):
         assert node.values()["use_sim_time"] is True

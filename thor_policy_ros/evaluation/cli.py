@@ -105,6 +105,11 @@ COMMANDS = (
         "write a checkpoint in openpi's, LeRobot's or the fastest layout",
     ),
     Command(
+        "faults",
+        "thor_policy_ros.evaluation.faults",
+        "inject faults into the running nodes: is the robot safe, who is told, does it go on",
+    ),
+    Command(
         "serve",
         "thor_policy_ros.evaluation.serve",
         "serve a policy to openpi's clients over websockets",

@@ -59,6 +59,7 @@ from thor_policy_ros.runtime.latest_frames import CLOCK_TOLERANCE_S
 
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 REFUSAL_SHOWN_S = 5.0
+SAY_AGAIN_S = 0.2
 STATE_LEVELS = {"waiting": STALE, "holding": WARN, "stopped": ERROR}
 
 
@@ -93,6 +94,7 @@ class ChunkExecutorNode(Node):
         self._on_change({})
         self._command: Command | None = None
         self._not_before_s = -math.inf
+        self._said_at_s = -math.inf
         self._at_rest: Future | None = None
         self._pace = tick_clock(self)
         self._jumps = JumpWatch(simulated=self.get_clock().ros_time_is_active)
@@ -219,7 +221,9 @@ class ChunkExecutorNode(Node):
         self._count_jitter()
         self._watch_clock(now_s)
         self._safety.watch()
-        self._command = self._motion.command(now_s)
+        before, self._command = self._command, self._motion.command(now_s)
+        if before is not None and before.state != self._command.state:
+            self._say_state()
         self._answers.commanded(self._command, now_s)
         if self._at_rest is not None and self._motion.resting:
             self._at_rest.set_result(None)
@@ -231,6 +235,13 @@ class ChunkExecutorNode(Node):
             self._commands.publish(commands_msg(self._command.positions))
         if self._trajectories is not None:
             self._trajectories.publish(self._trajectory(self._command))
+
+    def _say_state(self) -> None:
+        """At once, but not more often than someone can read."""
+        now_s = time.monotonic()
+        if now_s - self._said_at_s > SAY_AGAIN_S:
+            self._said_at_s = now_s
+            self._diagnostics.publish()
 
     def _commanded_state(self, command: Command, now_s: float) -> JointState:
         """For viewers, also in a dry run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -45,6 +46,8 @@ class InferenceThread:
         self._served = 0
         self._ticked_at_s = 0.0
         self._ended = False
+        self.serving_since_s: float | None = None
+        """When the frame now computed was begun, by `time.perf_counter`; None between frames."""
         # A daemon: a library that compiles for minutes must not hold up Ctrl-C.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -114,12 +117,15 @@ class InferenceThread:
 
     def _serve(self, tick: Tick) -> None:
         assert self._on_tick is not None
+        self.serving_since_s = time.perf_counter()
         try:
             self._on_tick(tick)
         except Exception as error:  # noqa: BLE001 - handed to the owner, who goes to the error state
             with self._changed:
                 self._on_tick = None
             self._on_failure(error)
+        finally:
+            self.serving_since_s = None
 
 
 def _run_job(job: Callable[[], Any], future: Future[Any]) -> None:

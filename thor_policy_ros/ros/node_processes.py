@@ -87,6 +87,9 @@ class NodeProcesses:
         """Of a node that was started."""
         return self._processes[module].pid
 
+    def alive(self, module: str) -> bool:
+        return self._processes[module].poll() is None
+
     def require_alive(self) -> None:
         """Raises NodeDiedError naming the node that ended, its exit status and its last words."""
         for module, process in self._processes.items():

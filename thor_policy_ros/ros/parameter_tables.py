@@ -5,6 +5,7 @@ from __future__ import annotations
 from thor_policy_ros.backends.registry import BACKENDS, REMOTE
 from thor_policy_ros.ros.health_parameters import HEALTH
 from thor_policy_ros.ros.parameters import ParameterRow
+from thor_policy_ros.ros.recovery_parameters import RECOVERY
 from thor_policy_ros.ros.remote_parameters import REMOTE_SERVER
 from thor_policy_ros.ros.reuse_parameters import REUSE
 from thor_policy_ros.ros.safety_parameters import SAFETY
@@ -265,6 +266,7 @@ POLICY = (
     ),
     *HEALTH,
     *POLICY_MOTION,
+    *RECOVERY,
     *INJECTION,
     *LIMITS,
     *COMMON,

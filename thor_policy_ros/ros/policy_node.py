@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lifecycle_msgs.msg import Transition
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.timer import Timer
@@ -39,8 +38,8 @@ from thor_policy_ros.ros.frame_loop import (
 )
 from thor_policy_ros.ros.inference_thread import InferenceThread
 from thor_policy_ros.ros.inputs import LATCHED, PolicyInputs
+from thor_policy_ros.ros.instruction import Instruction
 from thor_policy_ros.ros.lifecycle import (
-    PatientLifecycleNode,
     TransitionRefusedError,
     finished_elsewhere,
 )
@@ -65,6 +64,7 @@ from thor_policy_ros.ros.policy_session import (
     make_runner,
 )
 from thor_policy_ros.ros.process import run_node
+from thor_policy_ros.ros.recovering_node import RecoveringNode
 from thor_policy_ros.ros.reuse_parameters import reuse_refusal, reuse_rules
 from thor_policy_ros.ros.smooth_motion_parameters import (
     chunking_rules,
@@ -95,11 +95,7 @@ A lower priority of the loader makes it worse: it keeps the interpreter's lock w
 LOAD_ERRORS = (ValueError, OSError, ImportError, BackendUnavailableError)
 
 
-class InferenceFailedError(RuntimeError):
-    """The policy raised while it was active."""
-
-
-class PolicyNode(PatientLifecycleNode):
+class PolicyNode(RecoveringNode):
     """Everything between `configure` and `cleanup` is made by the one and freed by the other."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -110,11 +106,10 @@ class PolicyNode(PatientLifecycleNode):
         self.parameters.declare(row.for_item(name) for name in names for row in CAMERA)
         self.parameters.start()
         self.progress = ""
-        self._instruction = self.parameters["instruction"] or None
-        self._failure: BaseException | None = None
+        self._frames: LatestFrames | None = None
+        self._instruction = Instruction(self, self.parameters["instruction"])
         self._thread: InferenceThread | None = None
         self._policy: UnifiedPolicy | None = None  # until the switch has it
-        self._frames: LatestFrames | None = None
         self._inputs: PolicyInputs | None = None
         self._loop: FrameLoop | None = None
         self._chunking = RealTimeChunking(chunking_rules(self.parameters))
@@ -130,12 +125,13 @@ class PolicyNode(PatientLifecycleNode):
         self._health = PolicyHealth(self.parameters)
         self._diagnostics = DiagnosticsPublisher(self, self._hardware_id, self._reports)
         self._heartbeat = Heartbeat(self)
+        self.watch_over(lambda: self._thread, self._diagnostics.publish)
 
     # Transitions
 
     async def do_configure(self) -> None:
         self._failure = None
-        self._thread = InferenceThread("inference", self._on_inference_failure)
+        self._thread = InferenceThread("inference", self.on_inference_failure)
         request, references = LoadRequest.of(self.parameters), References()
         loading = self._thread.call(lambda: load_policy(request, references, self._say))
         try:
@@ -158,10 +154,7 @@ class PolicyNode(PatientLifecycleNode):
 
     async def do_deactivate(self) -> None:
         await self._stop()
-        if self._failure is not None:
-            raise InferenceFailedError(
-                f"{type(self._failure).__name__}: {self._failure}"
-            ) from self._failure
+        self.raise_failure()
 
     async def do_cleanup(self) -> None:
         await self._stop()
@@ -316,17 +309,19 @@ class PolicyNode(PatientLifecycleNode):
         self._set_instruction(message.data)
 
     def _set_instruction(self, text: str) -> None:
-        self._instruction = text
-        if self._frames is not None:
-            self._frames.set_prompt(text)
+        self._instruction.take(text)
+        self._give_instruction()
+
+    def _give_instruction(self) -> None:
+        if self._frames is not None and self._instruction.text is not None:
+            self._frames.set_prompt(self._instruction.text)
 
     def _forget_inputs(self) -> None:
         """Old inputs and counters go; the instruction is a setting and stays."""
         assert self._frames is not None and self._inputs is not None
         self._inputs.forget_until(self._ros_now_s())
         self._frames.reset()
-        if self._instruction is not None:
-            self._frames.set_prompt(self._instruction)
+        self._give_instruction()
 
     async def _on_reset(
         self, request: Trigger.Request, response: Trigger.Response
@@ -344,18 +339,6 @@ class PolicyNode(PatientLifecycleNode):
         response.message = "inputs, prefix and counters forgotten"
         return response
 
-    def _on_inference_failure(self, error: BaseException) -> None:
-        """In the inference thread. A frame cut off by the end of the process is no failure."""
-        if not self.context.ok():
-            return
-        self._failure = error
-        self.executor.create_task(self._recover)
-
-    async def _recover(self) -> None:
-        """Active with a failed policy: through the error state to unconfigured."""
-        if self.state_label == "active":
-            await self.transition(Transition.TRANSITION_DEACTIVATE)
-
     # Parameters
 
     def _check(self, values: Mapping[str, Any]) -> str:
@@ -371,6 +354,7 @@ class PolicyNode(PatientLifecycleNode):
         return f"backend {name!r} cannot run here; missing: {'; '.join(missing)}" if missing else ""
 
     def _on_change(self, changed: Mapping[str, Any]) -> None:
+        self.keep(changed)
         if self._switch is not None and "kv_reuse_freq" in changed:
             self._switch.set_reuse(changed["kv_reuse_freq"])
         if self._switch is not None and "backend" in changed:
@@ -418,6 +402,8 @@ class PolicyNode(PatientLifecycleNode):
             self.state_label, self.progress, self.last_error, self.parameters, engine
         )
         note_missing_clock(self, lifecycle)
+        self._instruction.note_refusal(lifecycle)
+        self.note_unkept(lifecycle)
         now_s, cameras = self._ros_now_s(), cameras_of(self.parameters)
         facts = self._frames, statistics, now_s, active
         return [

@@ -1,0 +1,174 @@
+"""Injects faults into the running nodes and says what the robot did and what one saw of it.
+
+The real policy (the demo's checkpoint), the executor and the simulated robot run as processes of
+their own, respawned as `respawn:=true` does; the run stands on every wire between them. It fails
+when a command exceeds a limit or is not finite, or when the robot does not go on by itself after
+the fault (an emergency stop and joints that lie want an operator's call, not a restart).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import rclpy
+
+from thor_policy_ros.ros.demo import isolate
+from thor_policy_ros.ros.diagnostics import OK
+from thor_policy_ros.ros.fault_record import FaultResult, judge, table
+from thor_policy_ros.ros.fault_rig import FaultRig
+from thor_policy_ros.ros.fault_scenarios import SCENARIOS, Scenario
+
+DT_S = 0.01
+# Of config/demo.yaml.
+VELOCITY = np.array([2.0, 2.0, 2.0, 2.0, np.inf])
+ACCELERATION = np.array([10.0, 10.0, 10.0, 10.0, np.inf])
+START_LIMIT_S, BASELINE_S, STILL_FINE_S = 120.0, 1.2, 0.5
+# What a busy machine says anyway, and what the end of each of the arm's own episodes brings.
+UNREMARKABLE = (
+    "jitter",
+    "deadline",
+    "inject",
+    "no valid chunk",
+    "reset",
+    "none has come",
+    "no tick",
+)
+
+
+def run_scenario(rig: FaultRig, scenario: Scenario) -> FaultResult:
+    """From a healthy robot through the fault to a healthy robot."""
+    result = FaultResult(scenario.name, scenario.group)
+    rig.wait(lambda: rig.healthy, scenario.recovers_s)
+    rig.log.clear()
+    rig.seen.clear()
+    rig.said.clear()
+    rig.spin(BASELINE_S)
+    usual = {(status.name, _without_numbers(status.message)) for _, status in rig.seen}
+    begun_s = time.monotonic()
+    scenario.begin(rig)
+    while time.monotonic() < begun_s + scenario.lasts_s:
+        rig.spin(0.05)
+        scenario.during(rig)
+    scenario.end(rig)
+    ended_s = time.monotonic()
+    rig.spin(STILL_FINE_S)
+    if rig.wait(lambda: rig.healthy and rig.chunk_at_s > ended_s, scenario.recovers_s):
+        result.recovered_s = time.monotonic() - ended_s
+    else:
+        result.failures.append(f"not tracking {scenario.recovers_s:.0f} s after the fault")
+    rig.spin(STILL_FINE_S)
+    _look(rig, result, usual, begun_s)
+    found = judge(rig.log, begun_s, ended_s, DT_S, VELOCITY, ACCELERATION)
+    result.peak_velocity, result.peak_acceleration, result.moved, failures = found
+    result.commands = len(rig.log.times_s)
+    result.failures += failures
+    return result
+
+
+def _look(rig: FaultRig, result: FaultResult, usual: set[tuple[str, str]], begun_s: float) -> None:
+    """The first thing out of the ordinary that was said."""
+    said = [(at_s, text) for at_s, text in rig.said if at_s >= begun_s]
+    for at_s, status in rig.seen:
+        kind = (status.name, _without_numbers(status.message))
+        odd = status.level != OK and kind not in usual
+        if at_s >= begun_s and odd and not any(w in status.message for w in UNREMARKABLE):
+            said.append((at_s, f"{status.name}: {status.message}"))
+    if said:
+        at_s, result.saw = min(said)
+        result.saw_s = at_s - begun_s
+
+
+def _without_numbers(message: str) -> str:
+    """The message without its numbers, which change every time."""
+    return re.sub(r"[0-9.]+", "#", message)
+
+
+def run_all(scenarios: Sequence[Scenario]) -> list[FaultResult]:
+    """Scenarios that live by /clock want nodes of their own."""
+    results = []
+    for sim_time in (False, True):
+        chosen = [s for s in scenarios if s.sim_time == sim_time]
+        if not chosen:
+            continue
+        folder = Path(tempfile.mkdtemp(prefix="faults_"))
+        rig = FaultRig(folder, sim_time)
+        try:
+            rig.start()
+            if not rig.wait(lambda rig=rig: rig.healthy, START_LIMIT_S):  # type: ignore[misc]
+                raise RuntimeError(f"the robot did not start in {START_LIMIT_S} s; see {folder}")
+            for scenario in chosen:
+                results.append(run_scenario(rig, scenario))
+                _tell(results[-1])
+        finally:
+            rig.end()
+    return results
+
+
+def _tell(result: FaultResult) -> None:
+    verdict = "FAILED: " + "; ".join(result.failures) if result.failures else "safe"
+    recovered = "never" if result.recovered_s is None else f"{result.recovered_s:.1f} s"
+    sys.stdout.write(
+        f"{result.name:<36} {verdict}; v {result.peak_velocity:.2f} a "
+        f"{result.peak_acceleration:.1f} moved {result.moved:.2f} recovered {recovered}; "
+        f"{result.saw[:100]}\n"
+    )
+    sys.stdout.flush()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    names = [scenario.name for scenario in SCENARIOS]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="these faults")
+    parser.add_argument("--short", action="store_true", help="a few of the fastest")
+    parser.add_argument("--list", action="store_true", help="name the faults and end")
+    parser.add_argument("--json", type=Path, help="write the run to this file")
+    parser.add_argument("--table", type=Path, help="print the table of a run's JSON and end")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="thor-policy faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.table:
+        sys.stdout.write(table(json.loads(arguments.table.read_text())["faults"]))
+        return 0
+    chosen = [
+        s for s in SCENARIOS
+        if (not arguments.only or s.name in arguments.only) and (not arguments.short or s.short)
+    ]  # fmt: skip
+    if arguments.list:
+        sys.stdout.write("".join(f"{s.group:<11} {s.name}\n" for s in chosen))
+        return 0
+    isolate()
+    rclpy.init(args=[])
+    try:
+        results = run_all(chosen)
+    finally:
+        rclpy.try_shutdown()
+    failed = [r.name for r in results if r.failures]
+    document = {
+        "command": "thor-policy faults",
+        "machine": platform.platform(),
+        "limits": {"velocity": 2.0, "acceleration": 10.0},
+        "faults": [r.as_dict() for r in results],
+    }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    sys.stdout.write(f"{len(results)} faults, {len(failed)} failed: {', '.join(failed)}\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
