@@ -70,13 +70,19 @@ def check_engines(
     """engine: of the wanted backend. present: capability of this machine's GPU, as 'sm_110'."""
     if faults:
         return wrong("engines", "; ".join(faults), f"remove them from {folder}; thor-policy build")
-    ours = [key for key in keys if key.capability == present]
+    ours, shown = [key for key in keys if key.capability == present], _from_home(folder)
     if engine not in BUILT:
-        return fine("engines", f"{len(keys)} in {folder}; the wanted backend builds none")
+        return fine("engines", f"{len(keys)} in {shown}; the wanted backend builds none")
     if present is not None and not ours:
         return note(
             "engines",
-            f"none for {present} in {folder}: the first start builds them, for minutes",
+            f"none for {present} in {shown}: the first start builds them, for minutes",
             "thor-policy build --checkpoint FOLDER",
         )
-    return fine("engines", f"{len(ours)} of {len(keys)} in {folder} are for this GPU ({present})")
+    return fine("engines", f"{len(ours)} of {len(keys)} in {shown} are for this GPU ({present})")
+
+
+def _from_home(folder: Path) -> str:
+    """As a shell takes it, '~' for the user's home."""
+    home = Path.home()
+    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)

@@ -7,6 +7,7 @@ domain; it changes nothing on the robot. Leave it with Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from thor_policy_ros.ros.monitor_view import NOTHING, Screen
 
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 REFRESH_S = 0.25
+REMOTE_FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # a picture asks nobody for a font
 PATIENCE_S = 15.0
 
 
@@ -136,7 +138,8 @@ def _once(
             return 1
     console.print(node.screen())
     if options.save and options.save.suffix == ".svg":
-        console.save_svg(str(options.save), title=f"thor-policy monitor {node.title}")
+        picture = console.export_svg(title=f"thor-policy monitor {node.title}")
+        options.save.write_text(REMOTE_FONT.sub("", picture))
     elif options.save:
         console.save_text(str(options.save))
     return 0
