@@ -17,6 +17,7 @@ from thor_policy_ros.runtime.unified_policy import UnifiedPolicy
 from thor_policy_ros.runtime.verification_inputs import synthetic_observations
 
 AVAILABLE = [name for name in BACKENDS if not availability(name)]
+WITH_MEMORY = (torch.Tensor, torch.nn.Parameter)  # an export's fake tensors have none
 SMALL = 0.05
 """Of the weights; rotary tables and the like may stay as long as the closed object does."""
 
@@ -40,7 +41,7 @@ def tensor_bytes() -> int:
         held = {
             thing.untyped_storage().data_ptr(): thing.untyped_storage().nbytes()
             for thing in gc.get_objects()
-            if isinstance(thing, torch.Tensor) and thing.device.type == "cpu"
+            if type(thing) in WITH_MEMORY and thing.device.type == "cpu"
         }
     return sum(held.values())
 
