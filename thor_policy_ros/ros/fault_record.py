@@ -119,7 +119,7 @@ def table(results: list[dict[str, Any]]) -> str:
             f"{found['peak_velocity']:.2f} rad/s",
             f"{found['peak_acceleration']:.1f} rad/s²",
             f"{found['moved']:.2f} rad",
-            (saw[:140] + "…" if len(saw) > 140 else saw) or "nothing: no effect",
+            (saw[:140] + "…" if len(saw) > 140 else saw) or "nothing",
             "" if saw_s is None else f"{saw_s:.1f} s",
             "not" if recovered_s is None else f"{recovered_s:.1f} s",
         )

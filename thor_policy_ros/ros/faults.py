@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import re
 import sys
 import tempfile
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = [r.name for r in results if r.failures]
     document = {
         "command": "thor-policy faults",
-        "machine": platform.platform(),
+        "cpu_count": os.cpu_count(),
         "limits": {"velocity": 2.0, "acceleration": 10.0},
         "faults": [r.as_dict() for r in results],
     }
