@@ -105,6 +105,16 @@ COMMANDS = (
         "write a checkpoint in openpi's, LeRobot's or the fastest layout",
     ),
     Command(
+        "record",
+        "thor_policy_ros.evaluation.record",
+        "record a running policy node's inputs and outputs as an MCAP bag",
+    ),
+    Command(
+        "replay",
+        "thor_policy_ros.evaluation.replay",
+        "run a recording through a backend; compare actions and latency with it",
+    ),
+    Command(
         "faults",
         "thor_policy_ros.evaluation.faults",
         "inject faults into the running nodes: is the robot safe, who is told, does it go on",
