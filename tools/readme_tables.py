@@ -40,6 +40,7 @@ def parameter_table(name: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "ActionChunk": lambda: message_table(ROOT / "msg" / "ActionChunk.msg"),
     "ChunkFeedback": lambda: message_table(ROOT / "msg" / "ChunkFeedback.msg"),
+    "FrameInputs": lambda: message_table(ROOT / "msg" / "FrameInputs.msg"),
     "FrameLatency": lambda: message_table(ROOT / "msg" / "FrameLatency.msg"),
     "EpisodeResult": lambda: message_table(ROOT / "msg" / "EpisodeResult.msg"),
     "policy_node": lambda: parameter_table("POLICY"),
