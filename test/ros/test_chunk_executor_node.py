@@ -334,6 +334,7 @@ def test_an_emergency_stop_is_latched_and_the_robot_goes_on_when_told(rig: Rig) 
     rig.probe.diagnosis(EXECUTION, ERROR, "emergency stop")
     values = rig.probe.diagnosis(SAFETY, ERROR, "emergency stop")
     assert values["estopped"] == "1" and values["interventions.emergency_stop"] == "1"
+    rig.probe.spin_for(1.0)  # the stop is said at once; braking takes its time
     stood = rig.path()[-1]
     enable = SetBool.Request(data=True)
     assert not rig.probe.call(SetBool, f"{NODE}/enable", enable).success

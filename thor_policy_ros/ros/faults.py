@@ -38,7 +38,7 @@ UNREMARKABLE = (
     "deadline",
     "inject",
     "no valid chunk",
-    "reset",
+    "reset: decelerating",
     "none has come",
     "no tick",
 )
