@@ -15,12 +15,14 @@ from rclpy.parameter import Parameter
 
 from thor_policy_ros.ros.parameter_tables import CAMERA, EXECUTOR, POLICY, SIM_ROBOT
 from thor_policy_ros.ros.parameters import NodeParameters, ParameterRow, markdown_table
+from thor_policy_ros.ros.viewer_parameters import VIEWER
 
 CONFIG = Path(__file__).parents[2] / "config"
 TABLES = {
     "policy_node": (*POLICY, *(row.for_item("front") for row in CAMERA)),
     "chunk_executor_node": EXECUTOR,
     "sim_robot_node": SIM_ROBOT,
+    "chunk_viewer_node": VIEWER,
 }
 ROWS = [
     pytest.param(row, id=f"{node}-{row.name}") for node, table in TABLES.items() for row in table
