@@ -14,11 +14,13 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -168,7 +170,7 @@ class Replayer:
 
 def run(arguments: argparse.Namespace) -> int:
     """Replay and print; 0 if every action is within the tolerance, else 1."""
-    with Bag(arguments.bag) as bag:
+    with Bag(arguments.bag) as bag, _threads(int(bag.parameters["cpu_threads"])):
         frames = bag.frames()
         backend = arguments.backend or str(bag.parameters["backend"])
         with _open(arguments, bag, backend) as policy:
@@ -197,6 +199,18 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(result)
     return 0 if result["ok"] else 1
+
+
+@contextmanager
+def _threads(recorded: int) -> Iterator[None]:
+    """As many CPU threads as the node had (0: torch's choice): another split of a sum rounds
+    otherwise, by 1e-7 rad."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(recorded or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _open(arguments: argparse.Namespace, bag: Bag, backend: str) -> UnifiedPolicy:
