@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "checkpoints" / "demo"
 FULL = "pi05_libero"
+EXHAUSTED = ("pytorch", "pytorch_pipelined", "fused_freq1")  # none that builds engines for minutes
 Items = Iterator[tuple[str, dict[str, Any]]]
 
 
@@ -78,6 +79,18 @@ def soak(place: Place, items: Sequence[str]) -> Items:
             place.limit_s * 0.8,
         ),
     )
+
+
+def exhausted(place: Place, items: Sequence[str]) -> Items:
+    """The GPU's memory used up, at full size: see gpu_exhausted.py."""
+    from gpu_exhausted import exhausted as run_exhausted
+
+    from thor_policy_ros.backends.registry import BACKENDS, availability
+
+    engines = _engines([name for name in BACKENDS if not availability(name)])
+    names = [name for name in engines if name in EXHAUSTED]
+    folder, config = (DEMO, None) if place.toy else (_full_size(place), FULL)
+    yield "all", run_exhausted(folder, names, place.device, config)
 
 
 def success(place: Place, items: Sequence[str]) -> Items:

@@ -78,13 +78,13 @@ def soak(
 ) -> dict[str, Any]:
     """Switches among `names` in turn; stops, and says so, when the time is over."""
     begun_s = time.perf_counter()
-    references = _references(checkpoint, device)
-    first = _verified(checkpoint, names[0], device, references)
+    references = references_of(checkpoint, device)
+    first = verified(checkpoint, names[0], device, references)
     frames, failures, memory = Frames(first, names[0]), [], GpuMemory()
     inference = InferenceThread("inference", lambda error: failures.append(repr(error)))
     inference.run_on_ticks(frames.on_tick).result()
     rss, taken_s = [], []
-    with _Ticking(inference):
+    with Ticking(inference):
         for name in itertools.islice(itertools.cycle([*names[1:], names[0]]), switches):
             if failures or time.perf_counter() - begun_s > limit_s:
                 break
@@ -133,25 +133,33 @@ def _switch(
         frames.verified.add(name)
         inference.call(lambda: frames.rename(name)).result()
         return
-    policy, old = _verified(checkpoint, name, device, references), frames.policy
+    policy, old = verified(checkpoint, name, device, references), frames.policy
     frames.verified.add(name)
     inference.call(lambda: frames.take(policy, name)).result()
     old.close()
 
 
-def _references(checkpoint: Path, device: str) -> tuple[ReferenceFrame, ...]:
-    with UnifiedPolicy(checkpoint, "pytorch", device=device, dtype="float32") as reference:
+def references_of(
+    checkpoint: Path, device: str, config: str | None = None
+) -> tuple[ReferenceFrame, ...]:
+    with UnifiedPolicy(
+        checkpoint, "pytorch", config=config, device=device, dtype="float32"
+    ) as reference:
         seen = synthetic_observations(reference.config, 3)
         return reference_frames(
             reference, engine_inputs(reference.preprocess, reference.config, seen)
         )
 
 
-def _verified(
-    checkpoint: Path, name: str, device: str, references: tuple[ReferenceFrame, ...]
+def verified(
+    checkpoint: Path,
+    name: str,
+    device: str,
+    references: tuple[ReferenceFrame, ...],
+    config: str | None = None,
 ) -> UnifiedPolicy:
     """Loaded, warmed up and compared; RuntimeError for an engine that is not the policy."""
-    policy = UnifiedPolicy(checkpoint, name, device=device)
+    policy = UnifiedPolicy(checkpoint, name, config=config, device=device)
     try:
         policy.warmup()
         result = verify_frames(policy, references)
@@ -163,7 +171,7 @@ def _verified(
     return policy
 
 
-class _Ticking:
+class Ticking:
     """Ticks at RATE_HZ while its block lasts."""
 
     def __init__(self, inference: InferenceThread) -> None:

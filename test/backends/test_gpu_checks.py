@@ -74,6 +74,19 @@ def test_a_rehearsal_verifies_and_switches_every_engine(tmp_path: Path) -> None:
     assert soak["refused"] == soak["failures"] == []
 
 
+def test_memory_that_runs_out_refuses_the_second_backend_alone(tmp_path: Path) -> None:
+    status, results = checks(tmp_path / "out.json", "--sections", "exhausted")
+    assert (status, results["faults"]) == (0, [])
+    found = results["sections"]["exhausted"]["all"]
+    assert list(found["loads"]) == ["pytorch_pipelined", "fused_freq1"]
+    for load in found["loads"].values():
+        assert load["error"].startswith("OutOfMemoryError: CUDA out of memory")
+        assert load["bit_equal"] and load["frames_meanwhile"] > 0
+    assert found["frame"]["error"].startswith("OutOfMemoryError")
+    assert found["frame"]["bit_equal_with_memory_back"]
+    assert set(found["loads_afterwards"].values()) == {"verified"}
+
+
 @pytest.mark.slow
 def test_an_engine_that_ends_its_process_is_recorded_and_the_next_one_tried(
     tmp_path: Path,

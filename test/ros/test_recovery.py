@@ -1,4 +1,4 @@
-"""What survives a crash, and which crash wants a new process."""
+"""What survives a crash."""
 
 from __future__ import annotations
 
@@ -11,22 +11,7 @@ from rcl_interfaces.srv import GetParameters
 from support.ros_probe import Probe
 
 from thor_policy_ros.ros.node_processes import NodeCommand, NodeProcesses
-from thor_policy_ros.ros.recovery import keep_state, needs_new_process, read_state
-
-
-@pytest.mark.parametrize(
-    ("error", "sticky"),
-    [
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
-        (RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED when calling cublas"), True),
-        (type("AcceleratorError", (RuntimeError,), {})("device-side assert"), True),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), False),
-        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA error: out of memory"), False),
-        (ValueError("a defect"), False),
-    ],
-)
-def test_only_a_poisoned_context_wants_a_new_process(error: Exception, sticky: bool) -> None:
-    assert needs_new_process(error) is sticky
+from thor_policy_ros.ros.recovery import keep_state, read_state
 
 
 def test_parameters_outlive_the_process_and_the_newest_counts(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from thor_policy_ros.msg import FrameInputs, FrameLatency
 from thor_policy_ros.ros.conversions import chunk_to_msg, inputs_msg, latency_msg, seconds
 from thor_policy_ros.ros.decision_record import DecisionRecord
 from thor_policy_ros.ros.inference_thread import Tick
+from thor_policy_ros.runtime.gpu_errors import is_out_of_memory
 from thor_policy_ros.runtime.latency import LatencyWindow, Quantiles, RateMeter
 from thor_policy_ros.runtime.latency_injection import InjectedLatency
 from thor_policy_ros.runtime.latest_frames import LatestFrames, NotReady
@@ -117,6 +118,7 @@ class ChunkPublisher(Protocol):
 class FrameLoop:
     """Serves ticks in the inference thread; `statistics` and `discard` may be called from any.
 
+    load_under_way: another backend takes memory meanwhile. Set in any thread.
     chunking: is told of every chunk that is published, and forgets at a reset.
     ros_now_s: ROS time, the clock of every stamp. Durations are taken by `time.perf_counter`,
     whose readings the ticks carry.
@@ -144,6 +146,7 @@ class FrameLoop:
         self._random = np.random.default_rng()
         self._hurried = threading.Event()
         self._pause = ""
+        self.load_under_way = False
         self._lock = threading.Lock()
         self._discard = False
         self._sequence = 0
@@ -266,6 +269,7 @@ class FrameLoop:
     ) -> StepResult:
         assert self._runner is not None
         self._runner.rules = settings.rules
+        loading = self.load_under_way
         try:
             return self._runner.step(
                 observation,
@@ -277,6 +281,10 @@ class FrameLoop:
             )
         except ValueError as error:
             return StepResult(None, FrameTiming(), refused=str(error))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not (loading or self.load_under_way):
+                raise  # the load ends, and gives back what it took; this backend is as it was
+            return StepResult(None, FrameTiming(), refused=f"while another backend loads: {error}")
 
     def _count_not_ready(self, tick: Tick, found: NotReady) -> None:
         with self._lock:

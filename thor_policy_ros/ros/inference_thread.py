@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from thor_policy_ros.runtime.gpu_errors import forget_frames
+
 
 @dataclass(frozen=True)
 class Tick:
@@ -123,6 +125,7 @@ class InferenceThread:
         except Exception as error:  # noqa: BLE001 - handed to the owner, who goes to the error state
             with self._changed:
                 self._on_tick = None
+            forget_frames(error)
             self._on_failure(error)
         finally:
             self.serving_since_s = None

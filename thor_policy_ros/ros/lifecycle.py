@@ -22,6 +22,8 @@ from rclpy.lifecycle.node import LifecycleNodeMixin
 from rclpy.node import Node
 from rclpy.task import Future
 
+from thor_policy_ros.runtime.gpu_errors import forget_frames
+
 SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
 ERROR = TransitionCallbackReturn.ERROR
@@ -150,5 +152,5 @@ async def finished_elsewhere(executor: Executor, future: Any) -> Any:
     try:
         return future.result()
     except Exception as error:
-        traceback.clear_frames(error.__traceback__)  # they may hold a model, and form a cycle
+        forget_frames(error)  # they may hold a model, and form a cycle
         raise

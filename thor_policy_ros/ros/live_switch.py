@@ -28,6 +28,7 @@ from thor_policy_ros.runtime.backend_switch import (
     is_variant,
     with_reuse,
 )
+from thor_policy_ros.runtime.gpu_errors import release_unused_memory
 from thor_policy_ros.runtime.policy_runner import PolicyRunner
 
 if TYPE_CHECKING:
@@ -138,14 +139,16 @@ class LiveSwitch:
             self.pause_reason = self._reason_to_pause(name, self.loaded.policy)
         if self.pause_reason and self.loaded is not None:
             await self._close_running()
+        self._loop.load_under_way = True
         try:
             loaded = await self._finished(self._loader.call(lambda: self._load(name, self._say)))
         except Exception as error:  # noqa: BLE001 - whatever it is, the running backend goes on
             self.state.failed(f"{name}: {error}" if str(error) else f"{name}: {error!r}")
+            await self._finished(self._loader.call(release_unused_memory))
         else:
             await self._hand_over_or_close(loaded, self._loader)
         self.progress = ""
-        self._loading = False
+        self._loading = self._loop.load_under_way = False
         if self._abandoned.is_set():
             self._end_loader()
         else:

@@ -20,8 +20,8 @@ from thor_policy_ros.ros.recovery import (
     apply_state,
     end_process,
     keep_state,
-    needs_new_process,
 )
+from thor_policy_ros.runtime.gpu_errors import needs_new_process
 
 
 class InferenceFailedError(RuntimeError):

@@ -17,15 +17,6 @@ from rclpy.parameter import Parameter
 
 CHECK_PERIOD_S = 0.2
 HUNG_STATUS, STICKY_STATUS = 70, 71
-STICKY_TYPES = ("AcceleratorError",)
-STICKY_WORDS = ("CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS", "cudaError")
-
-
-def needs_new_process(error: BaseException) -> bool:
-    """A CUDA error poisons the context of its process for good; memory that ran out does not."""
-    if type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error):
-        return False
-    return type(error).__name__ in STICKY_TYPES or any(w in str(error) for w in STICKY_WORDS)
 
 
 class FrameWatchdog:
