@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from support.toy_checkpoint import TINY, write_toy_checkpoint
 
-from thor_policy_ros.evaluation import peer_client
-from thor_policy_ros.evaluation.bench_compare import peer_choices
+from thor_policy_ros.evaluation import bench_compare, peer_client
 from thor_policy_ros.evaluation.cli import main
+from thor_policy_ros.evaluation.compare_entrants import peer_choices
 from thor_policy_ros.evaluation.peer_client import PeerError, PeerProcess, peer_names, write_inputs
 from thor_policy_ros.types import ModelInputs
 
@@ -103,8 +106,45 @@ def test_backends_and_peers_take_turns_in_one_run(
     assert all(entry["frame_ms"]["count"] == 4 for entry in entrants.values())
     assert entrants["pytorch"]["actions_cosine"] > 0.999999
     assert entrants["honest:some-mode"]["actions_cosine"] < 0.9, "it gives noise"
+    assert all(
+        entrants[name]["float32"]["flow_cosine"] > 0.999999 for name in ("fused_freq1", "pytorch")
+    )
+    assert entrants["honest:some-mode"]["float32"]["flow_cosine"] < 0.9
     assert set(report["times_faster"]["pytorch"]) == {"fused_freq1", "honest:some-mode"}
     assert "fused_freq1 is " in capsys.readouterr().out
+
+
+def test_turns_begin_once_everyone_is_ready_and_the_file_is_there(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, out = write_toy_checkpoint(tmp_path / "tiny"), tmp_path / "compare.json"
+    go, ready = tmp_path / "go", tmp_path / "go.ready"
+    ready.touch()  # of an earlier run
+    waited: list[bool] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(ready.exists())
+        go.touch()
+
+    monkeypatch.setattr(bench_compare, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(bench_compare, "opened_entrants", forgets(ready, bench_compare))
+    command = ["bench", "compare", "--checkpoint", str(checkpoint), "--device", "cpu"]
+    command += ["--against", "honest", "--peer-python", f"honest={sys.executable}"]
+    command += ["--frames", "2", "--begin-when", str(go), "--json", str(out)]
+    assert main(command) == 0
+    assert waited == [True]
+    assert len(json.loads(out.read_text())["entrants"]) == 2
+
+
+def forgets(ready: Path, module: ModuleType) -> Callable[..., Any]:
+    """`opened_entrants`, which checks that the file of an earlier run is gone by then."""
+    opened_entrants: Callable[..., Any] = module.opened_entrants
+
+    def checked(*given: Any) -> Any:
+        assert not ready.exists(), "left by an earlier run"
+        return opened_entrants(*given)
+
+    return checked
 
 
 def test_a_peer_that_cannot_run_ends_the_command_with_one_message(

@@ -3,8 +3,8 @@
 A peer is installed in an environment of its own and named by that environment's Python; it runs
 in a process of its own and takes turns with our backends, frame by frame. Append a mode of
 torch.compile to run it compiled, such as lerobot:reduce-overhead. Every frame goes from
-preprocessed arrays in host memory to actions there, timed by who computes it. Actions are
-compared with those of the first backend.
+preprocessed arrays in host memory to actions there, timed by who computes it. Everyone's actions
+are compared with those of float32 PyTorch and of the first backend.
 
     thor-policy bench compare --against lerobot,lerobot:reduce-overhead --backend fused_freq1 \\
         --peer-python lerobot=/opt/lerobot/bin/python --config pi05_libero --random-weights
@@ -13,36 +13,32 @@ compared with those of the first backend.
 from __future__ import annotations
 
 import argparse
-import tempfile
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from thor_policy_ros.backends.registry import create_backend
 from thor_policy_ros.evaluation.bench_latency import speedup, stage_quantiles
 from thor_policy_ros.evaluation.bench_subject import (
-    Subject,
     add_subject_arguments,
     backend_names,
     device_and_dtype,
     opened_subject,
     positive,
 )
-from thor_policy_ros.evaluation.peer_client import (
-    PeerError,
-    PeerProcess,
-    peer_names,
-    write_inputs,
+from thor_policy_ros.evaluation.compare_entrants import (
+    Entrant,
+    float32_actions,
+    opened_entrants,
+    peer_choices,
 )
+from thor_policy_ros.evaluation.peer_client import peer_names
 from thor_policy_ros.evaluation.result_files import (
     command_line,
     figure_table,
@@ -51,62 +47,10 @@ from thor_policy_ros.evaluation.result_files import (
     write_json,
 )
 from thor_policy_ros.runtime.engine_difference import cosine
-from thor_policy_ros.types import F32, Backend, ModelInputs
+from thor_policy_ros.types import F32
 
 WARM_UP_ROUNDS = 3
-
-
-class Entrant(Protocol):
-    """Who takes a turn. name: as it was asked for. facts: plain JSON data."""
-
-    name: str
-    facts: dict[str, Any]
-
-    def frame(self) -> tuple[float, F32]:
-        """Its time in ms, and normalised actions f32[H,32]."""
-        ...
-
-
-class OurEntrant:
-    """A backend, every frame of which is a full one."""
-
-    def __init__(
-        self, backend: Backend, inputs: ModelInputs, noise: F32, steps: int, ready_s: float
-    ) -> None:
-        self.name = backend.spec.name
-        self.facts = {"kind": "backend", "ready_s": ready_s, "versions": versions()}
-        self._backend, self._inputs, self._noise, self._steps = backend, inputs, noise, steps
-
-    def frame(self) -> tuple[float, F32]:
-        begun = time.perf_counter()
-        prefix = self._backend.prefill(self._inputs, 0.0)
-        actions = self._backend.denoise(prefix, self._noise, self._steps)
-        return (time.perf_counter() - begun) * 1e3, actions
-
-
-class PeerEntrant:
-    """A peer that is loaded."""
-
-    def __init__(self, name: str, peer: PeerProcess, inputs: Path, facts: dict[str, Any]) -> None:
-        self.name, self.facts = name, facts
-        self._peer, self._inputs = peer, inputs
-
-    def frame(self) -> tuple[float, F32]:
-        made = self._peer.frame(self._inputs)
-        return made.frame_ms, made.actions
-
-
-@dataclass(frozen=True)
-class PeerChoice:
-    """One of --against. mode: of torch.compile, '' for eager."""
-
-    name: str
-    mode: str
-    python: str
-
-    @property
-    def label(self) -> str:
-        return f"{self.name}:{self.mode}" if self.mode else self.name
+LOOK_EVERY_S = 0.2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the Python of the environment in which a peer is installed; once for each peer",
     )  # fmt: skip
     parser.add_argument("--frames", type=positive, default=30, help="of each (default: 30)")
+    parser.add_argument(
+        "--begin-when", type=Path, metavar="FILE",
+        help="once everyone is ready, write FILE.ready and take no turn until FILE is there: lets"
+        " other work go on while peers compile",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -137,18 +86,16 @@ def compare_report(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everyone's quantiles, ratios and agreement, as plain JSON data."""
     choices = peer_choices(arguments.against, arguments.peer_python)
     device, dtype = device_and_dtype(arguments)
-    with opened_subject(arguments) as subject, ExitStack() as opened:
-        entrants: list[Entrant] = [
-            opened.enter_context(_backend(name, subject, arguments, device, dtype))
-            for name in backend_names(arguments)
-        ]
-        entrants += [
-            opened.enter_context(_peer(choice, subject, arguments, device, dtype))
-            for choice in choices
-        ]
-        take_turns(entrants, WARM_UP_ROUNDS)
-        frames, actions = take_turns(entrants, arguments.frames)
-    ours = backend_names(arguments)
+    ours, begin_when = backend_names(arguments), arguments.begin_when
+    if begin_when is not None:
+        ready_file(begin_when).unlink(missing_ok=True)
+    with opened_subject(arguments) as subject:
+        noise, exact = subject.noise(0), float32_actions(subject, arguments)
+        with opened_entrants(choices, subject, arguments) as entrants:
+            if begin_when is not None:
+                wait_for(begin_when)
+            take_turns(entrants, WARM_UP_ROUNDS)
+            frames, actions = take_turns(entrants, arguments.frames)
     return {
         "kind": "compare",
         "command": command_line(),
@@ -170,6 +117,7 @@ def compare_report(arguments: argparse.Namespace) -> dict[str, Any]:
                 "frame_ms": stage_quantiles(rows)["frame"],
                 "actions_cosine": cosine(made, actions[0]),
                 "actions_max_abs_error": float(np.abs(made - actions[0]).max()),
+                "float32": agreement(made, exact, noise),
             }
             for entrant, rows, made in zip(entrants, frames, actions, strict=True)
         ],
@@ -180,16 +128,43 @@ def compare_report(arguments: argparse.Namespace) -> dict[str, Any]:
 def take_turns(
     entrants: Sequence[Entrant], rounds: int
 ) -> tuple[list[list[dict[str, float]]], list[F32]]:
-    """Each one's frames in ms, as rows of `frame`, and its last actions; every other round goes
-    backwards, so that nobody always follows the same one."""
+    """Each one's frames in ms, as rows of `frame`, and its last actions.
+
+    A turn is two frames, of which the second counts: the first pays for whoever had the processor
+    and its caches before. Every other round goes backwards, so that nobody always follows the
+    same one.
+    """
     frames: list[list[dict[str, float]]] = [[] for _ in entrants]
     actions: dict[int, F32] = {}
     for number in track(range(rounds), "rounds", transient=True):
         order = range(len(entrants))
         for i in order if number % 2 == 0 else reversed(order):
+            entrants[i].frame()
             frame_ms, actions[i] = entrants[i].frame()
             frames[i].append({"frame": frame_ms})
     return frames, [actions[i] for i in range(len(entrants))]
+
+
+def agreement(actions: F32, exact: F32, noise: F32) -> dict[str, float]:
+    """With float32 PyTorch. flow: actions less noise, what the network itself contributed."""
+    return {
+        "actions_cosine": cosine(actions, exact),
+        "flow_cosine": cosine(actions - noise, exact - noise),
+        "max_abs_error": float(np.abs(actions - exact).max()),
+    }
+
+
+def ready_file(file: Path) -> Path:
+    """What is written beside `file` when everyone is ready."""
+    return file.with_name(f"{file.name}.ready")
+
+
+def wait_for(file: Path) -> None:
+    """Say that everyone is ready, and wait."""
+    ready_file(file).touch()
+    print(f"everyone is ready; waiting for {file}", file=sys.stderr, flush=True)
+    while not file.exists():
+        time.sleep(LOOK_EVERY_S)
 
 
 def times_faster(
@@ -203,83 +178,12 @@ def times_faster(
     }
 
 
-def peer_choices(against: str, pythons: Sequence[str]) -> list[PeerChoice]:
-    """ValueError for a peer without an adapter or without a Python."""
-    named = dict(item.partition("=")[::2] for item in pythons)
-    choices = []
-    for item in dict.fromkeys(part.strip() for part in against.split(",") if part.strip()):
-        name, _, mode = item.partition(":")
-        if name not in peer_names():
-            raise ValueError(f"unknown peer {name!r}; choose one of: {', '.join(peer_names())}")
-        if not named.get(name):
-            raise ValueError(
-                f"peer {name!r} runs in an environment of its own: name it with"
-                f" --peer-python {name}=/path/to/bin/python"
-            )
-        choices.append(PeerChoice(name, mode, named[name]))
-    if not choices:
-        raise ValueError(f"--against wants one or more of: {', '.join(peer_names())}")
-    return choices
-
-
-@contextmanager
-def _backend(
-    name: str,
-    subject: Subject,
-    arguments: argparse.Namespace,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Iterator[OurEntrant]:
-    begun = time.perf_counter()
-    backend = create_backend(name, subject.folder, subject.config, device, dtype)
-    try:
-        backend.warmup()
-        frame = subject.inputs(0), subject.noise(0), arguments.num_steps
-        backend.denoise(backend.prefill(frame[0], 0.0), *frame[1:])
-        yield OurEntrant(backend, *frame, ready_s=time.perf_counter() - begun)
-    finally:
-        backend.close()
-
-
-@contextmanager
-def _peer(
-    choice: PeerChoice,
-    subject: Subject,
-    arguments: argparse.Namespace,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Iterator[PeerEntrant]:
-    begun = time.perf_counter()
-    settings = {
-        "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "compile": choice.mode,
-        "num_steps": arguments.num_steps,
-        "threads": torch.get_num_threads(),
-    }
-    with PeerProcess(choice.name, choice.python) as peer, _scratch() as folder:
-        facts: dict[str, Any] = {"kind": "peer", "mode": choice.mode, "versions": peer.versions()}
-        inputs = write_inputs(folder / "frame.npz", subject.inputs(0), subject.noise(0))
-        facts["load_s"] = peer.load(subject.folder, subject.config, settings)
-        first = peer.frame(inputs)
-        if not np.isfinite(first.actions).all():
-            raise PeerError(f"peer {choice.label!r} gave actions that are not finite")
-        facts["ready_s"] = time.perf_counter() - begun
-        yield PeerEntrant(choice.label, peer, inputs, facts)
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="thor_policy_compare_") as folder:
-        yield Path(folder)
-
-
 def report_table(report: Mapping[str, Any]) -> Table:
-    """Entrants as rows."""
+    """Entrants as rows, held against float32 PyTorch."""
     settings = report["settings"]
     table = figure_table(
         ("entrant",),
-        ("p50 ms", "p99 ms", "ready s", "cosine", "largest error"),
+        ("p50 ms", "p99 ms", "ready s", "cosine", "flow cosine", "largest error"),
         f"{settings['config']} on {report['machine']['device']}, {settings['dtype']}:"
         f" {settings['cameras']} cameras, {settings['prompt_tokens']} tokens,"
         f" {settings['num_steps']} steps, {settings['frames']} frames",
@@ -290,8 +194,8 @@ def report_table(report: Mapping[str, Any]) -> Table:
             f"{entry['frame_ms']['p50']:.2f}",
             f"{entry['frame_ms']['p99']:.2f}",
             f"{entry['ready_s']:.1f}",
-            f"{entry['actions_cosine']:.7f}",
-            f"{entry['actions_max_abs_error']:.2g}",
+            *(f"{entry['float32'][name]:.7f}" for name in ("actions_cosine", "flow_cosine")),
+            f"{entry['float32']['max_abs_error']:.2g}",
         )
     return table
 

@@ -39,7 +39,8 @@ def load(
         compile_model=bool(compile),
         compile_mode=compile or "default",
     )
-    model = modeling.PI05Pytorch(config)
+    with torch.device(device):  # its random weights take a CPU minutes
+        model = modeling.PI05Pytorch(config)
     weights.fill(model, checkpoint)
     return LeRobot(model.to(device).eval(), weights.on_device, device, num_steps)
 
