@@ -3,7 +3,7 @@ SHELL := /bin/sh
 IN_ENV := tools/setup.sh tools.in_env
 SETUP_ARGS = $(if $(PYTHON),--python "$(PYTHON)")
 
-.PHONY: help setup demo test lint unit test-312 readme clean
+.PHONY: help setup demo test lint unit test-312 docs clean
 
 help:
 	@echo 'make setup     .venv with ROS 2, torch and the built package; seconds when nothing changed'
@@ -11,7 +11,7 @@ help:
 	@echo 'make test      lint, types, import contracts, all tests      (ARGS="-k name" for pytest)'
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make test-312  messages built and used on Python 3.12, where there is one'
-	@echo 'make readme    fill the tables of README.md from messages and parameters'
+	@echo 'make docs      the user guide as a site in out/guide, complete without a network'
 	@echo 'make clean     remove everything that was generated, .venv included'
 	@echo
 	@echo 'PYTHON=python3.12 make setup   chooses the Python of .venv'
@@ -37,8 +37,8 @@ unit: setup
 test-312:
 	@tools/messages_on_python.sh 3.12
 
-readme: setup
-	@$(IN_ENV) python -m tools.readme_tables
+docs: setup
+	@$(IN_ENV) python -m tools.guide
 
 clean:
 	rm -rf .venv build install log out .pytest_cache .mypy_cache .ruff_cache .hypothesis \

@@ -58,6 +58,19 @@ ARGUMENTS = [
         description="Also start chunk_executor_node, which moves the robot",
     ),
     DeclareLaunchArgument(
+        "commands_topic",
+        default_value="",
+        description="Where the executor's commands go, as "
+        "/forward_position_controller/commands; empty: chunk_executor_node/commands",
+    ),
+    DeclareLaunchArgument(
+        "joint_trajectory_topic",
+        default_value="",
+        description="Where its trajectories go, with `output: trajectory`, as "
+        "/joint_trajectory_controller/joint_trajectory; empty: "
+        "chunk_executor_node/joint_trajectory",
+    ),
+    DeclareLaunchArgument(
         "autostart",
         default_value="true",
         choices=FLAG,
@@ -105,6 +118,12 @@ def state_file() -> str:
         return ""
 
 
+def outputs(value: dict[str, str]) -> list[tuple[str, str]]:
+    """Remappings of what the executor publishes for the robot's controller."""
+    topics = {name: value[f"{name}_topic"] for name in ("commands", "joint_trajectory")}
+    return [(f"~/{name}", topic) for name, topic in topics.items() if topic]
+
+
 def nodes(context: LaunchContext) -> list[Node]:
     """The nodes for the arguments as they were resolved; an empty text leaves the config's."""
     value = {
@@ -145,6 +164,7 @@ def nodes(context: LaunchContext) -> list[Node]:
         remappings=[
             ("action_chunk", "policy_node/action_chunk"),
             ("heartbeat", "policy_node/heartbeat"),
+            *outputs(value),
         ],
         **common,
     )

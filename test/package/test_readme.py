@@ -1,51 +1,63 @@
-"""README.md says what the code says."""
+"""README.md is short, its links lead somewhere, and its example runs."""
 
 import re
 import subprocess
 import sys
 
-import pytest
+from thor_policy_ros.backends.registry import BACKENDS, REMOTE
+from tools.guide import DOCS, ROOT
 
-from tools.readme_tables import README, ROOT, TABLES, filled_in, message_table
-
-
-def test_its_tables_are_those_of_the_code() -> None:
-    text = README.read_text()
-    assert filled_in(text) == text, "run `make readme`"
+README = ROOT / "README.md"
+TEXT = README.read_text()
+LONGEST_BYTES = 13_000
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_it_has_every_table(name: str) -> None:
-    assert f"<!-- table: {name} -->" in README.read_text()
+def test_it_is_short_and_the_rest_is_in_the_guide() -> None:
+    assert len(TEXT.encode()) < LONGEST_BYTES, "move what is long to a page of docs/"
+    assert "<!-- table:" not in TEXT
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "msg").glob("*.msg")), ids=lambda p: p.stem)
-def test_a_message_table_has_a_row_for_every_field(path) -> None:
-    fields = [
-        line.split()[1]
-        for line in path.read_text().splitlines()
-        if line and not line.startswith("#")
-    ]
-    rows = re.findall(r"^\| `(\w+)`", message_table(path), re.MULTILINE)
-    assert rows == fields
+def test_a_stranger_finds_the_way() -> None:
+    """The two commands stand near the top, before the robot and the figures."""
+    places = [TEXT.index(words) for words in (
+        "    make demo ", "    make test ", "## On a robot", "    ros2 launch thor_policy_ros",
+        "## Backends", "## Read on", "## Measured", "**Not measured, not run.**",
+    )]  # fmt: skip
+    assert places == sorted(places)
+    assert TEXT[: places[0]].count("\n") < 25
+
+
+def test_every_page_of_the_guide_can_be_found_from_here() -> None:
+    linked = set(re.findall(r"\]\(docs/([\w.]+)\)", TEXT))
+    assert {page.name for page in DOCS.glob("*.md")} - linked == set()
 
 
 def test_files_it_points_to_exist() -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text())
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", TEXT)
     assert links
-    missing = [link for link in links if not (ROOT / link).exists()]
-    assert not missing
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_its_backends_are_those_of_the_registry() -> None:
+    table = TEXT[TEXT.index("## Backends") : TEXT.index("## Read on")]
+    cells = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+    names = [name for cell in cells for name in re.findall(r"`([\w/]+)`", cell)]
+    found = {spelt for name in names for spelt in _spelt_out(name)}
+    assert found == {*BACKENDS, REMOTE.name}
+
+
+def _spelt_out(name: str) -> list[str]:
+    """fused_freq1/2/3 is three names."""
+    stem, *others = name.split("/")
+    return [stem, *(stem[:-1] + other for other in others)]
 
 
 def test_its_python_example_runs_as_it_stands() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    quick_start = (DOCS / "quick_start.md").read_text()
+    assert re.findall(r"```python\n(.*?)```", quick_start, re.DOTALL) == [example]
     ended = subprocess.run(
         [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 0, ended.stderr
     assert "FrameTiming(preprocess_ms=" in ended.stdout
-
-
-def test_an_unknown_table_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown table 'nothing'"):
-        filled_in("<!-- table: nothing -->\n<!-- end -->")

@@ -25,10 +25,7 @@ from visualization_msgs.msg import MarkerArray
 import thor_policy_ros
 from thor_policy_ros.msg import ActionChunk, FrameLatency
 from thor_policy_ros.ros.chunk_viewer_node import ChunkViewerNode
-from thor_policy_ros.ros.health_parameters import HEALTH
-from thor_policy_ros.ros.parameters import markdown_table
 from thor_policy_ros.ros.policy_node import PolicyNode
-from thor_policy_ros.ros.viewer_parameters import VIEWER
 
 ROOT = Path(thor_policy_ros.__file__).resolve().parents[1]
 LAYOUTS = ROOT / "config" / "viewers"
@@ -216,8 +213,3 @@ def test_the_chunk_viewer_can_be_started_or_left_out_by_hand() -> None:
     assert names(record(VIEWERS, viewer="false", rviz="true")) == set()
     with pytest.raises(LaunchRefusedError):
         record(VIEWERS, rviz="yes")
-
-
-@pytest.mark.parametrize("rows", [VIEWER, HEALTH])
-def test_the_tables_of_the_documentation_are_those_of_the_code(rows: Any) -> None:
-    assert markdown_table(rows) in (ROOT / "docs" / "operating.md").read_text()

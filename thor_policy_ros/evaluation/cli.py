@@ -133,14 +133,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((c for c in COMMANDS if arguments and c.name == arguments[0]), None)
     if chosen is None:
         return _top_level(arguments)
-    module = import_module(chosen.module)
+    run = import_module(chosen.module).run
+    return _run(chosen, run, command_parser(chosen).parse_args(arguments[1:]))
+
+
+def command_parser(command: Command) -> argparse.ArgumentParser:
+    """The parser of one command; imports its module."""
+    module = import_module(command.module)
     parser = argparse.ArgumentParser(
-        prog=f"{PROGRAM} {chosen.name}",
+        prog=f"{PROGRAM} {command.name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    return _run(chosen, module.run, parser.parse_args(arguments[1:]))
+    return parser
 
 
 def _run(command: Command, run: object, arguments: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 A row says name, type, default, range, unit, description and whether it may change while the
 node runs. The same rows give the descriptors that `ros2 param describe` shows, the refusals
-of wrong values and the tables of the README.
+of wrong values and the tables of the guide.
 """
 
 from __future__ import annotations
@@ -201,19 +201,15 @@ def _plain(value: Value) -> Value:
 
 
 def markdown_table(rows: Iterable[ParameterRow]) -> str:
-    """The rows as a table for the README."""
-    lines = [
-        "| parameter | type | default | range | live | what |",
-        "|---|---|---|---|---|---|",
-    ]
+    """The rows as a table for the guide."""
+    lines = ["| parameter | type | default | live | what |", "|---|---|---|---|---|"]
     for row in rows:
         cells = (
             f"`{row.name}`",
             row.type,
             _default_cell(row),
-            _range_cell(row),
             "yes" if row.live else "",
-            row.description,
+            f"{row.description}{_allowed(row)}",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -229,9 +225,11 @@ def _default_cell(row: ParameterRow) -> str:
     return f"`{row.default}`" if row.default != "" else "empty"
 
 
-def _range_cell(row: ParameterRow) -> str:
+def _allowed(row: ParameterRow) -> str:
+    """The range or the choices, behind the description; '' for any value without a unit."""
     if row.choices:
-        return ", ".join(f"`{choice}`" if choice else "empty" for choice in row.choices)
+        named = ", ".join(f"`{choice}`" if choice else "empty" for choice in row.choices)
+        return f". One of: {named}"
     if row.bounds is None:
-        return row.unit
-    return f"{row.bounds[0]:g} to {row.bounds[1]:g} {row.unit}".strip()
+        return f" [{row.unit}]" if row.unit else ""
+    return f" ({row.bounds[0]:g} to {row.bounds[1]:g} {row.unit}".rstrip() + ")"
