@@ -6,6 +6,7 @@ committed between the two is `PLACEHOLDER`, so that no figure and no default can
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,6 +61,14 @@ def viewer_table() -> str:
     return markdown_table(VIEWER)
 
 
+def fault_table() -> str:
+    """The stored run of `thor-policy faults`."""
+    from thor_policy_ros.ros.fault_record import table
+
+    stored = guide_results.RESULTS / "faults.json"
+    return table(json.loads(stored.read_text())["faults"])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "messages": messages,
     "policy_node": lambda: parameter_table("POLICY"),
@@ -73,6 +82,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "viewers.launch.py": lambda: guide_launch.table("viewers.launch.py"),
     "commands": guide_commands.commands,
     "checks": guide_checks.table,
+    "faults": fault_table,
     "backends": guide_results.backends,
     "latency": guide_results.latency,
     "precision": guide_results.precision,

@@ -64,6 +64,7 @@ def test_arguments_reach_the_nodes() -> None:
         respawn="true",
         large_images="true",
         log_level="debug",
+        commands_topic="/forward_position_controller/commands",
     )
     policy, executor = recording.node("policy_node"), recording.node("chunk_executor_node")
     assert policy.values()["instruction"] == "pick up the red cube"
@@ -71,6 +72,8 @@ def test_arguments_reach_the_nodes() -> None:
     assert policy.values()["recover_after_s"] > 0
     assert policy.values()["state_file"].endswith("parameters.json")
     assert ("action_chunk", "policy_node/action_chunk") in executor.remappings
+    assert ("~/commands", "/forward_position_controller/commands") in executor.remappings
+    assert [old for old, _ in executor.remappings if old == "~/joint_trajectory"] == []
     for node in (policy, executor):
         assert node.values()["use_sim_time"] is True
         assert (node.namespace, node.respawn) == ("left", True)
