@@ -14,7 +14,7 @@ from thor_policy_ros.evaluation import paired_success, rollouts
 from thor_policy_ros.evaluation.cli import main
 from thor_policy_ros.evaluation.closed_loop import Conditions, EpisodeRecord, run_episode
 from thor_policy_ros.evaluation.intervals import mcnemar_exact
-from thor_policy_ros.evaluation.paired_success import pairs
+from thor_policy_ros.evaluation.pairs import pairs
 from thor_policy_ros.evaluation.rollouts import PolicyChoice
 
 DEMO = Path(__file__).parents[2] / "checkpoints" / "demo"

@@ -13,10 +13,11 @@ from tools.packages import REQUIREMENTS, WITHOUT_DEPENDENCIES, normal_name, pins
 FOLDER = Path(thor_policy_ros.__file__).resolve().parents[1] / "requirements"
 LOCKED = (*REQUIREMENTS, WITHOUT_DEPENDENCIES)
 CHOSEN = (*LOCKED, "torch.txt")
+EXTRAS = ("libero.txt", "ray.txt")  # not in `make setup`; the first is another environment's
 CONSTRAINTS = dict(pin.split("==") for pin in pins(FOLDER / "constraints.txt"))
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", (*CHOSEN, *EXTRAS))
 def test_each_line_is_pinned_and_says_why(name: str) -> None:
     lines = [line for line in (FOLDER / name).read_text().splitlines() if line[:1] != "#"]
     assert lines
@@ -31,7 +32,7 @@ def test_pins_and_constraints_agree(name: str) -> None:
 
 
 def test_no_file_is_forgotten() -> None:
-    assert {f.name for f in FOLDER.iterdir()} == {*CHOSEN, "constraints.txt"}
+    assert {f.name for f in FOLDER.iterdir()} == {*CHOSEN, *EXTRAS, "constraints.txt"}
 
 
 def test_torch_is_pinned_in_its_own_file_alone() -> None:

@@ -70,6 +70,11 @@ COMMANDS = (
         "closed-loop success of a checkpoint on the simulated arm",
     ),
     Command(
+        "libero",
+        "thor_policy_ros.evaluation.libero.command",
+        "success on LIBERO's tasks, backends in pairs, on one machine or many",
+    ),
+    Command(
         "latency-study",
         "thor_policy_ros.evaluation.latency_study",
         "success and smoothness against added latency, for each way of blending chunks",

@@ -20,7 +20,8 @@ from thor_policy_ros.evaluation.closed_loop import (
     noise_seed,
     run_episode,
 )
-from thor_policy_ros.evaluation.intervals import mcnemar_exact, wilson_interval
+from thor_policy_ros.evaluation.intervals import wilson_interval
+from thor_policy_ros.evaluation.pairs import pairs
 from thor_policy_ros.evaluation.result_files import command_line, figure_table, versions
 from thor_policy_ros.evaluation.rollouts import (
     FIRST_EPISODE_SEED,
@@ -72,29 +73,6 @@ def _success(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
         **summary(list(records)),
         "first_seed": records[0].seed,
         "won": "".join("1" if record.success else "0" for record in records),
-    }
-
-
-def pairs(records: dict[str, list[EpisodeRecord]], first: str, second: str) -> dict[str, Any]:
-    """Scenes that only one of them solved. ValueError unless both played the same scenes.
-
-    probability: of a split at least as uneven, were both equally good.
-    """
-    ours, theirs = records[first], records[second]
-    if [r.seed for r in ours] != [r.seed for r in theirs]:
-        raise ValueError(f"{first} and {second} were not played on the same scenes")
-    both = list(zip(ours, theirs, strict=True))
-    only_first = sum(a.success and not b.success for a, b in both)
-    only_second = sum(b.success and not a.success for a, b in both)
-    return {
-        "first": first,
-        "second": second,
-        "scenes": len(both),
-        "solved_by_both": sum(a.success and b.success for a, b in both),
-        "only_by_first": only_first,
-        "only_by_second": only_second,
-        "probability": round(mcnemar_exact(only_first, only_second), 5),
-        "rate_difference": round((only_second - only_first) / len(both), 4),
     }
 
 

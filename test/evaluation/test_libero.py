@@ -1,0 +1,243 @@
+"""`thor-policy libero` with a real simulator's process that needs nothing and crashes when told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.fake_simulator import read_log, write_environment
+from support.libero_checkpoint import write_libero_checkpoint
+
+from thor_policy_ros.evaluation.cli import main
+from thor_policy_ros.evaluation.intervals import wilson_interval
+
+TASKS = ("--tasks", "0", "1")
+SHORT = ("--max-steps", "20", "--num-steps", "1", "--device", "cpu", "--no-verify",
+         "--films", "none")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_libero_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def simulator(tmp_path: Path) -> Path:
+    return write_environment(tmp_path / "simulator")
+
+
+def command(checkpoint: Path, simulator: Path, out: Path, *more: str) -> list[str]:
+    places = ("--checkpoint", checkpoint, "--environment", simulator, "--out", out)
+    return ["libero", *map(str, places), *TASKS, "--episodes", "3", *SHORT, *more]
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()][1:]
+
+
+def essence(records: Sequence[dict[str, Any]]) -> dict[tuple[str, int, int], tuple[Any, ...]]:
+    """What follows from seeds alone."""
+    return {
+        (r["backend"], r["task"], r["trial"]): (r["outcome"], r["steps"], r["actions"])
+        for r in records
+    }
+
+
+def test_an_evaluation_from_the_command_line(
+    checkpoint: Path, simulator: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    backends = ("--backend", "pytorch_pipelined", "--compare", "pytorch", "--films", "failures")
+    assert main(command(checkpoint, simulator, out, *backends)) == 0
+    records = lines(out)
+    assert len(records) == 2 * 2 * 3
+    outcomes = {(r["task"], r["outcome"]) for r in records}
+    assert {(0, "success"), (1, "failure")} <= outcomes and (1, "success") not in outcomes
+    summary = json.loads((out / "summary.json").read_text())
+    for name, counts in summary["backends"].items():
+        mine = [r for r in records if r["backend"] == name]
+        wins = sum(r["outcome"] == "success" for r in mine)
+        assert (counts["successes"], counts["played"]) == (wins, 6)
+        assert counts["wilson_95"] == pytest.approx(wilson_interval(wins, 6), abs=1e-4)
+        assert [t["language"] for t in counts["tasks"]] == ["go near", "go far"]
+        assert counts["infer_ms"]["chunks"] == sum(len(r["infer_ms"]) for r in mine) > 0
+        assert 0 < counts["infer_ms"]["p50"] <= counts["infer_ms"]["max"]
+    (pair,) = summary["paired"]
+    assert (pair["first"], pair["second"]) == ("pytorch", "pytorch_pipelined")
+    assert pair["scenes"] == 6 and pair["probability"] == 1.0
+    assert pair["same_actions"] == 6, "the same engine on the same scenes with the same noise"
+    assert summary["simulator"] == "fake 1.0"
+    assert summary["protocol"] == {"benchmark": False, "other_than_openpi": {"max_steps": 20}}
+    films = sorted(p.name for p in (out / "films").iterdir())
+    failures = sum(r["outcome"] == "failure" for r in records)
+    assert len(films) == failures and "pytorch_task_01_trial_00_failure.mp4" in films
+    assert all((out / "films" / name).stat().st_size > 500 for name in films)
+
+
+def test_other_noise_and_other_weights_are_seen_in_the_actions(
+    checkpoint: Path, simulator: Path, tmp_path: Path
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert main(command(checkpoint, simulator, one)) == 0
+    assert main(command(checkpoint, simulator, other, "--seed", "8")) == 0
+    assert not {r["actions"] for r in lines(one)} & {r["actions"] for r in lines(other)}
+
+
+def test_the_number_of_simulators_changes_no_result(
+    checkpoint: Path, simulator: Path, tmp_path: Path
+) -> None:
+    alone, many = tmp_path / "alone", tmp_path / "many"
+    assert main(command(checkpoint, simulator, alone)) == 0
+    assert main(command(checkpoint, simulator, many, "--workers", "3")) == 0
+    assert essence(lines(many)) == essence(lines(alone))
+
+
+@pytest.mark.parametrize("kind", ["crash", "hang", "fail", "garble"])
+def test_a_lost_simulator_costs_one_episode(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    honest = write_environment(tmp_path / "honest")
+    faulty = write_environment(tmp_path / "faulty", {"0/1": kind})
+    good, out = tmp_path / "good", tmp_path / "out"
+    assert main(command(checkpoint, honest, good)) == 0
+    hurry = ("--timeout", "1") if kind == "hang" else ()
+    assert main(command(checkpoint, faulty, out, *hurry)) == 0
+    expected, found = essence(lines(good)), essence(lines(out))
+    lost = ("pytorch", 0, 1)
+    assert found.pop(lost)[0] == "simulator_lost" and expected.pop(lost)
+    assert found == expected, "the others are what they would have been"
+    (record,) = [r for r in lines(out) if r["outcome"] == "simulator_lost"]
+    said = {
+        "crash": "ended during act with status 77; the end of its log",
+        "hang": "hung: no answer",
+        "fail": "RuntimeError: physics exploded",
+        "garble": "ended during act",
+    }
+    assert said[kind] in record["reason"]
+    assert ("segmentation fault, as it were" in record["reason"]) == (kind == "crash")
+    counts = json.loads((out / "summary.json").read_text())["backends"]["pytorch"]
+    assert (counts["episodes"], counts["played"], counts["simulator_lost"]) == (6, 5, 1)
+    assert sum(line.startswith("started") for line in read_log(faulty)) == 2
+    assert main(command(checkpoint, faulty, out, *hurry, "--retry-lost")) == 0
+    again = essence(lines(out))
+    assert again == essence(lines(good)), "the later line of an episode is the one that counts"
+
+
+def test_simulators_that_are_always_lost_end_the_evaluation(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    always = {f"{task}/{trial}": "crash" for task in (0, 1) for trial in range(3)}
+    faulty = write_environment(tmp_path / "faulty", {**always, "times": 99})
+    assert main(command(checkpoint, faulty, tmp_path / "out")) == 1
+    assert "5 simulators were lost one after the other" in capsys.readouterr().err
+    assert len(lines(tmp_path / "out")) == 5
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(checkpoint: Path, tmp_path: Path) -> None:
+    slow = write_environment(tmp_path / "slow", {"1/1": "hang"})
+    fast = write_environment(tmp_path / "fast")
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    code = "import sys; from thor_policy_ros.evaluation.cli import main; sys.exit(main())"
+    words = command(checkpoint, slow, out)
+    process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: any(line.startswith("hang") for line in read_log(slow)))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(lines(out)) == 4
+    with (out / "episodes.jsonl").open("a") as journal:
+        journal.write('{"backend": "pytorch", "task": 1, "tri')  # torn off by a crash
+    assert main(command(checkpoint, fast, out)) == 0
+    assert main(command(checkpoint, fast, whole)) == 0
+    assert essence(lines(out)) == essence(lines(whole)) and len(lines(out)) == 6
+    played = [line.split(" pid=")[0] for line in read_log(fast) if line.startswith("reset")]
+    assert played[:2] == ["reset 1/1", "reset 1/2"], "nothing is repeated"
+    wait_for(lambda: not alive(read_log(slow)[0]), "the simulator outlived its evaluation")
+
+
+def alive(line: str) -> bool:
+    stat = Path("/proc") / line.split("pid=")[1] / "stat"
+    return stat.exists() and stat.read_text().split()[2] != "Z"
+
+
+def wait_for(true: Any, why: str = "it did not happen in time", seconds: float = 60.0) -> None:
+    until_s = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until_s, why
+        time.sleep(0.05)
+
+
+def test_nothing_is_played_twice_and_more_can_be_asked_for(
+    checkpoint: Path, simulator: Path, tmp_path: Path
+) -> None:
+    words = command(checkpoint, simulator, tmp_path / "out")
+    assert main(words) == 0 and main(words) == 0
+    assert len(read_log(simulator)) == 1 + 6 + 1
+    assert main([*words, "--tasks", "0", "1", "2", "--episodes", "3"]) == 0
+    assert len(lines(tmp_path / "out")) == 9
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--suite", "libero_goal"), "LIBERO's meshes are missing: fetch them"),
+        (("--tasks", "7"), r"wanted tasks of 0 to 2, got [7]"),
+        (("--episodes", "4"), "task 1 has 3 initial states, wanted 4"),
+        (("--replan", "11"), "wanted to execute 11 actions of a chunk, which has 10"),
+        (("--workers", "many"), "--workers wants a number of at least 1 or 'ray', got 'many'"),
+        (("--compare", "pytorch"), "--compare wants another backend than 'pytorch'"),
+        (("--environment", "/nowhere"), "make one with `thor-policy libero --make-environment"),
+        (("--checkpoint", "checkpoints/demo"), "config 'demo' has cameras"),
+    ],
+)
+def test_what_cannot_be_played_is_said(
+    checkpoint: Path, simulator: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], more: tuple[str, ...], said: str,
+) -> None:  # fmt: skip
+    assert main(command(checkpoint, simulator, tmp_path / "out", *more)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_results_of_other_settings_are_not_mixed(
+    checkpoint: Path, simulator: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command(checkpoint, simulator, tmp_path / "out")
+    assert main(words) == 0
+    assert main([*words, "--replan", "4"]) == 2
+    assert "begun with other settings: replan 5, now 4" in capsys.readouterr().err
+
+
+def test_a_batch_is_the_same_to_rounding(checkpoint: Path, simulator: Path, tmp_path: Path) -> None:
+    """Observations that share a pass are rounded otherwise, so actions may differ in the last
+    bits; the steps and successes of these episodes do not."""
+    alone, many = tmp_path / "alone", tmp_path / "many"
+    assert main(command(checkpoint, simulator, alone)) == 0
+    batched = ("--workers", "4", "--batch", "4")
+    assert main(command(checkpoint, simulator, many, *batched)) == 0
+    played = {k: v[:2] for k, v in essence(lines(many)).items()}
+    assert played == {k: v[:2] for k, v in essence(lines(alone)).items()}
+    assert max(r["batch"] for r in lines(many)) > 1, "no pass was shared"
+
+
+real = os.environ.get("THOR_POLICY_SIMULATOR", "")
+
+
+@pytest.mark.skipif(not real, reason="no simulator: $THOR_POLICY_SIMULATOR names its environment")
+@pytest.mark.slow
+def test_robosuite_itself(checkpoint: Path, tmp_path: Path) -> None:
+    """The real process, wiring alone: a random policy solves nothing."""
+    out = tmp_path / "out"
+    words = command(checkpoint, Path(real), out, "--suite", "robosuite_lift", "--max-steps", "5")
+    assert main([*words, "--tasks", "0", "--episodes", "1"]) == 0
+    (record,) = lines(out)
+    assert record["outcome"] == "failure" and record["steps"] == 15
+    assert "robosuite 1.4.0" in json.loads((out / "summary.json").read_text())["simulator"]
+    assert np.isfinite(record["infer_ms"]).all()
