@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thor_policy_ros.sim.libero.served_tasks import TasksRefusedError, serve_tasks
+from thor_policy_ros.sim.libero.served_tasks import TasksRefusedError, end_with_parent, serve_tasks
 from thor_policy_ros.sim.libero.trial_resets import TrialResets
 from thor_policy_ros.sim.libero.wire import F64, IMAGE_SHAPE, Seen, Task
 
@@ -109,6 +109,7 @@ def write_environment(folder: Path, misbehaviour: Mapping[str, object] | None = 
 
 def main(arguments: list[str]) -> None:
     folder, words = Path(arguments[0]), dict(zip(arguments[1::2], arguments[2::2], strict=True))
+    end_with_parent()
     connection = socket.socket(fileno=int(words["--fd"]))
     serve_tasks(connection, lambda: FakeTasks(words["--suite"], folder))
 

@@ -12,7 +12,7 @@ from thor_policy_ros.model.named_configs import LIBERO
 TOY_LIBERO = dataclasses.replace(
     LIBERO,
     name="toy_libero",
-    model=dataclasses.replace(TINY.model, num_cameras=3, action_horizon=10, max_token_len=40),
+    model=dataclasses.replace(TINY.model, num_cameras=3, action_horizon=10, max_token_len=120),
     asset_id="toy",
 )
 

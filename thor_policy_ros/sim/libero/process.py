@@ -10,7 +10,12 @@ import argparse
 import os
 import socket
 
-from thor_policy_ros.sim.libero.served_tasks import Tasks, TasksRefusedError, serve_tasks
+from thor_policy_ros.sim.libero.served_tasks import (
+    Tasks,
+    TasksRefusedError,
+    end_with_parent,
+    serve_tasks,
+)
 
 
 def main() -> None:
@@ -20,6 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Before anything imports MuJoCo, which reads it once.
     os.environ.setdefault("MUJOCO_GL", "egl")
+    end_with_parent()
     connection = socket.socket(fileno=arguments.fd)
     serve_tasks(connection, lambda: open_tasks(arguments.suite))
     # Without the interpreter's clean-up: robosuite's contexts raise in it, after everything.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -29,6 +32,19 @@ class Tasks(Protocol):
     def step(self, action: F64) -> tuple[Seen, bool]:
         """One control step of f64[7]; whether the task is solved."""
         ...
+
+
+def end_with_parent(every_s: float = 1.0) -> None:
+    """End this process when the one that started it is gone: a simulator that hangs would not
+    notice that its connection closed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every_s)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def serve_tasks(connection: socket.socket, open_tasks: Callable[[], Tasks]) -> None:
