@@ -30,6 +30,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
         "live_switching",
         "bags",
         "interop",
+        "libero",
         "thor",
     ),
     "Understand": ("architecture", "smooth_motion", "reuse", "faults"),
