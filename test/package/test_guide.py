@@ -34,7 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_is_in_the_navigation_once_and_is_built(site: Path) -> None:
     listed = [page for chapter in guide.NAVIGATION.values() for page in chapter]
     there = {place.removesuffix(".md") for place in guide.pages()} - {"index"}
-    assert sorted(listed) == sorted(there)
+    assert sorted(listed) == sorted(there), "list the page in NAVIGATION of tools/guide.py"
     assert all((site / f"{page}.html").is_file() for page in [*listed, "index"])
 
 
