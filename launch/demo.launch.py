@@ -4,6 +4,7 @@
 policy.launch.py may be given too.
 """
 
+import os
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
@@ -19,6 +20,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterFile
 
 from launch import LaunchContext, LaunchDescription
+from thor_policy_ros.evaluation.enclaves import enclave_arguments
 
 SHARE = Path(get_package_share_directory("thor_policy_ros"))
 
@@ -79,7 +81,10 @@ def robot(context: LaunchContext) -> list[Node]:
                 },
             ],
             remappings=[("commands", "chunk_executor_node/commands")],
-            ros_arguments=["--log-level", value("log_level")],
+            ros_arguments=[
+                *("--log-level", value("log_level")),
+                *enclave_arguments("sim_robot_node", value("namespace"), os.environ),
+            ],
             on_exit=Shutdown(reason="the simulated robot has ended"),
         )
     ]

@@ -4,6 +4,7 @@ The policy node alone only watches and publishes chunks; `execute:=true` adds th
 which moves the robot.
 """
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
 
 from launch import LaunchContext, LaunchDescription
 from thor_policy_ros.backends.registry import BACKENDS, REMOTE
+from thor_policy_ros.evaluation.enclaves import enclave_arguments
 
 FLAG = ["true", "false"]
 # Two 640x480 cameras at 30 Hz arrived at 11 to 15 Hz by default, and at 30 Hz with this.
@@ -124,6 +126,11 @@ def outputs(value: dict[str, str]) -> list[tuple[str, str]]:
     return [(f"~/{name}", topic) for name, topic in topics.items() if topic]
 
 
+def ros_arguments(node: str, value: dict[str, str]) -> list[str]:
+    enclave = enclave_arguments(node, value["namespace"], os.environ)
+    return ["--log-level", value["log_level"], *enclave]
+
+
 def nodes(context: LaunchContext) -> list[Node]:
     """The nodes for the arguments as they were resolved; an empty text leaves the config's."""
     value = {
@@ -144,7 +151,6 @@ def nodes(context: LaunchContext) -> list[Node]:
         "emulate_tty": True,
         "respawn": flag["respawn"],
         "respawn_delay": 2.0,
-        "ros_arguments": ["--log-level", value["log_level"]],
         "additional_env": (
             {"FASTDDS_BUILTIN_TRANSPORTS": LARGE_DATA} if flag["large_images"] else {}
         ),
@@ -155,12 +161,14 @@ def nodes(context: LaunchContext) -> list[Node]:
         executable="policy_node",
         name="policy_node",
         parameters=[config, policy_parameters, clock],
+        ros_arguments=ros_arguments("policy_node", value),
         **common,
     )
     executor = Node(
         executable="chunk_executor_node",
         name="chunk_executor_node",
         parameters=[config, clock],
+        ros_arguments=ros_arguments("chunk_executor_node", value),
         remappings=[
             ("action_chunk", "policy_node/action_chunk"),
             ("heartbeat", "policy_node/heartbeat"),

@@ -18,6 +18,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterFile
 
 from launch import LaunchContext, LaunchDescription
+from thor_policy_ros.evaluation.enclaves import enclave_arguments
 
 FLAG = ["true", "false"]
 SHARE = Path(get_package_share_directory("thor_policy_ros"))
@@ -168,6 +169,7 @@ def chunk_viewer(value: dict[str, str]) -> Node:
             {"use_sim_time": value["use_sim_time"] == "true"},
         ],
         remappings=[(topic, f"policy_node/{topic}") for topic in OF_POLICY],
+        ros_arguments=enclave_arguments("chunk_viewer_node", value["namespace"], os.environ),
     )
 
 

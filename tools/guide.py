@@ -27,6 +27,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
         "operating",
         "troubleshooting",
         "safety",
+        "security",
         "live_switching",
         "bags",
         "interop",

@@ -52,6 +52,14 @@ def test_by_default_the_policy_watches_and_moves_nothing() -> None:
     assert not policy.respawn and policy.additional_env == {}
 
 
+def test_with_security_on_each_node_gets_its_enclave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROS_SECURITY_ENABLE", "true")
+    recording = record(DEMO, namespace="left", viewer="true")
+    found = {node.name: node.ros_arguments[-2:] for node in recording.nodes}
+    names = ("policy_node", "chunk_executor_node", "chunk_viewer_node", "sim_robot_node")
+    assert found == {name: ["--enclave", f"/left/{name}"] for name in names}
+
+
 def test_arguments_reach_the_nodes() -> None:
     recording = record(
         POLICY,

@@ -125,6 +125,11 @@ COMMANDS = (
         "inject faults into the running nodes: is the robot safe, who is told, does it go on",
     ),
     Command(
+        "security",
+        "thor_policy_ros.evaluation.security",
+        "write keys and permissions of the nodes for ROS 2 security: only the listed topics",
+    ),
+    Command(
         "serve",
         "thor_policy_ros.evaluation.serve",
         "serve a policy to openpi's clients over websockets",
