@@ -17,7 +17,8 @@ from tools.steps import Plan, step
 REQUIREMENTS = ("ros_wheels.txt", "runtime.txt", "demo.txt", "dev.txt")
 WITHOUT_DEPENDENCIES = "without_dependencies.txt"
 # A robot has the TensorRT and Triton that its GPU or torch came with, or none: tests skip then.
-NEVER_ON_A_ROBOT = ("tensorrt-", "triton=")
+# atheris has wheels for x86-64 alone.
+NEVER_ON_A_ROBOT = ("tensorrt-", "triton=", "atheris=")
 
 
 def install_packages(plan: Plan) -> None:

@@ -7,6 +7,7 @@ them, and kept no longer than a frame still wants them.
 from __future__ import annotations
 
 import json
+import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,14 @@ STATE = "state"
 NS = 1e-9
 LATE_S = 2.0
 """An image may lie in the bag by this much after the frame that was computed from it."""
+
+
+BROKEN = (
+    *(AnyReaderError, OSError, ValueError, LookupError, TypeError, AttributeError),
+    *(AssertionError, EOFError, ArithmeticError, struct.error, yaml.YAMLError, RecursionError),
+    MemoryError,
+)
+"""What the readers of other libraries raise for bytes that are no bag."""
 
 
 class BagError(ValueError):
@@ -83,13 +92,22 @@ class Bag:
         try:
             self._reader = AnyReader([path])
             self._reader.open()
-        except (AnyReaderError, OSError, ValueError, KeyError, AssertionError) as error:
+        except BROKEN as error:
             raise BagError(
                 f"{path} cannot be read, it may be truncated: {type(error).__name__}: {error}"
             ) from error
-        self.facts = self._read_facts()
-        self.parameters: dict[str, Any] = self.facts["parameters"]
-        self._node = str(self.facts["node"])
+        try:
+            self.facts = self._read_facts()
+            self.parameters: dict[str, Any] = dict(self.facts["parameters"])
+            self._node = str(self.facts["node"])
+        except BaseException as error:
+            self._reader.close()
+            if isinstance(error, BagError) or not isinstance(error, BROKEN):
+                raise
+            raise BagError(
+                f"{path}: its metadata is not that of `thor-policy record`:"
+                f" {type(error).__name__}: {error}"
+            ) from error
 
     def __enter__(self) -> Bag:
         return self
@@ -177,7 +195,7 @@ class Bag:
         connections = [c for c in self._reader.connections if c.topic in by_topic]
         for connection, at_ns, raw in self._read(connections):
             camera = by_topic[connection.topic]
-            message: Any = self._reader.deserialize(raw, connection.msgtype)
+            message = self._message(connection, raw)
             stamp_s = _seconds(message.header.stamp)
             decode = compressed_to_rgb if camera.compressed else image_to_rgb
             try:
@@ -187,6 +205,14 @@ class Bag:
             yield at_ns * NS, (camera.slot, stamp_s), image
 
     def _cameras(self) -> tuple[_Camera, ...]:
+        try:
+            return self._recorded_cameras()
+        except (LookupError, TypeError, AttributeError) as error:
+            raise BagError(
+                f"{self.path}: no cameras in its parameters: {type(error).__name__}: {error}"
+            ) from error
+
+    def _recorded_cameras(self) -> tuple[_Camera, ...]:
         values, space = self.parameters, self._node.rsplit("/", 1)[0]
         found = []
         for name in values["cameras"]:
@@ -204,14 +230,20 @@ class Bag:
     def _messages(self, topic: str) -> Iterator[tuple[int, Any]]:
         connections = [c for c in self._reader.connections if c.topic == topic]
         for connection, at_ns, raw in self._read(connections):
-            yield at_ns, self._reader.deserialize(raw, connection.msgtype)
+            yield at_ns, self._message(connection, raw)
+
+    def _message(self, connection: Any, raw: bytes) -> Any:
+        try:
+            return self._reader.deserialize(raw, connection.msgtype)
+        except BROKEN as error:
+            raise BagError(f"{self.path}: a message of {connection.topic}: {error!r}") from error
 
     def _read(self, connections: list[Any]) -> Iterator[tuple[Any, int, bytes]]:
         if not connections:
             return
         try:
             yield from self._reader.messages(connections)
-        except (AnyReaderError, OSError, ValueError) as error:
+        except BROKEN as error:
             raise BagError(f"{self.path} cannot be read: {error}") from error
 
 

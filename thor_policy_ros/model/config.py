@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from thor_policy_ros.model.json_fields import from_json
+from thor_policy_ros.model.json_fields import check_sizes, from_json
 
 NORMALISATIONS = ("quantile", "zscore")
 
@@ -24,6 +25,7 @@ class VisionConfig:
     mlp_dim: int
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
@@ -51,6 +53,7 @@ class GemmaConfig:
     head_dim: int
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
@@ -80,6 +83,7 @@ class Pi05Config:
     action_expert: GemmaConfig
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         for name in ("depth", "num_heads", "num_kv_heads", "head_dim"):
             ours, theirs = getattr(self.language, name), getattr(self.action_expert, name)
             if ours != theirs:
@@ -160,7 +164,12 @@ def _check_policy(config: PolicyConfig) -> None:
             f"config {config.name!r}: trained_prefix_rows is {config.trained_prefix_rows}; wanted"
             f" 0 to {config.model.action_horizon - 1}, so that a row is left to infer"
         )
-    if config.action_dt_s <= 0:
+    if config.state_dim < 0 or config.action_dim < 1:
+        raise ValueError(
+            f"config {config.name!r}: state_dim {config.state_dim} and action_dim"
+            f" {config.action_dim}; wanted 0 or more, and 1 or more"
+        )
+    if not 0 < config.action_dt_s < math.inf:
         raise ValueError(f"config {config.name!r}: action_dt_s must be positive, in seconds")
 
 

@@ -28,6 +28,8 @@ def disagreements(config: PolicyConfig, saved: Mapping[str, Any]) -> list[str]:
 
 def _of_lerobot(config: PolicyConfig, saved: Mapping[str, Any]) -> list[str]:
     mapping = saved.get("normalization_mapping") or {}
+    if not isinstance(mapping, Mapping):
+        return [f"normalization_mapping is {mapping!r}, wanted an object"]
     normalisation = LEROBOT_NORMALISATIONS[config.normalisation]
     return _differences(
         ("type", saved["type"], "pi05"),

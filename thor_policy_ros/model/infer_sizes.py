@@ -35,7 +35,7 @@ def infer_sizes(
         f"{_PALIGEMMA}lm_head.weight",
     )  # fmt: skip
     return Pi05Config(
-        action_dim=_shape(contents, "action_in_proj.weight")[1],
+        action_dim=_shape(contents, "action_in_proj.weight", 2)[1],
         action_horizon=action_horizon,
         max_token_len=max_token_len,
         vocab_size=_shape(contents, embedding)[0],
@@ -47,7 +47,7 @@ def infer_sizes(
 
 
 def _vision(contents: Contents) -> VisionConfig:
-    width, _, patch, _ = _shape(contents, f"{_VISION}embeddings.patch_embedding.weight")
+    width, _, patch, _ = _shape(contents, f"{_VISION}embeddings.patch_embedding.weight", 4)
     tokens = _shape(contents, f"{_VISION}embeddings.position_embedding.weight")[0]
     if width not in VISION_HEADS:
         raise CheckpointError(
@@ -66,7 +66,7 @@ def _vision(contents: Contents) -> VisionConfig:
 
 
 def _gemma(contents: Contents, stack: str) -> GemmaConfig:
-    head_dim, width = _shape(contents, f"{stack}layers.0.self_attn.k_proj.weight")
+    head_dim, width = _shape(contents, f"{stack}layers.0.self_attn.k_proj.weight", 2)
     return GemmaConfig(
         width=width,
         depth=_depth(contents, f"{stack}layers."),
@@ -82,9 +82,16 @@ def _depth(contents: Contents, layers: str) -> int:
     return 1 + max((int(n.group(1)) for n in numbers if n), default=-1)
 
 
-def _shape(contents: Contents, key: str) -> tuple[int, ...]:
+def _shape(contents: Contents, key: str, dims: int = 0) -> tuple[int, ...]:
+    """dims: how many there have to be; 0: one or more."""
     if key not in contents.shapes:
         raise CheckpointError(
             f"{contents.folder}: missing {contents.name(key)}; is this a pi0.5 checkpoint?"
         )
-    return contents.shapes[key]
+    shape = contents.shapes[key]
+    if min(shape, default=0) < 1 or (dims and len(shape) != dims):
+        raise CheckpointError(
+            f"{contents.folder}: {contents.name(key)} has the shape {list(shape)}; wanted"
+            f" {dims or 'some'} sizes, none of them 0"
+        )
+    return shape

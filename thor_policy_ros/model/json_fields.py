@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; ValueError for what is none."""
+    try:
+        data = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: wanted a JSON object, got {type(data).__name__}")
+    return data
+
+
+def check_sizes(sizes: Any) -> None:
+    """ValueError where an integer field of the dataclass instance is not positive."""
+    for field in dataclasses.fields(sizes):
+        value = getattr(sizes, field.name)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{field.name} is {value}; wanted 1 or more")
 
 
 def from_json(kind: type[T], data: Mapping[str, Any], where: str) -> T:

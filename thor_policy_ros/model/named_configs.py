@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from thor_policy_ros.model.config import (
     GemmaConfig,
@@ -15,6 +13,7 @@ from thor_policy_ros.model.config import (
     policy_config_from_json,
 )
 from thor_policy_ros.model.foreign_config import disagreements
+from thor_policy_ros.model.json_fields import read_object
 
 CONFIG = "config.json"
 SLOTS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
@@ -142,7 +141,7 @@ def chosen_config(config: PolicyConfig | str | Path) -> PolicyConfig:
     if str(config) in NAMED:
         return NAMED[str(config)]
     if Path(config).is_file():
-        return policy_config_from_json(_read_json(Path(config)), str(config))
+        return policy_config_from_json(read_object(Path(config)), str(config))
     raise ValueError(
         f"unknown policy config {str(config)!r}; choose one of: {', '.join(sorted(NAMED))},"
         " or give a JSON file of PolicyConfig fields"
@@ -150,7 +149,7 @@ def chosen_config(config: PolicyConfig | str | Path) -> PolicyConfig:
 
 
 def _check_agreement(config: PolicyConfig, path: Path) -> None:
-    found = disagreements(config, _read_json(path)) if path.is_file() else []
+    found = disagreements(config, read_object(path)) if path.is_file() else []
     if found:
         raise ValueError(
             f"{path} was saved for another policy than config {config.name!r}: {'; '.join(found)}."
@@ -163,23 +162,13 @@ def _from_folder(folder: Path) -> PolicyConfig:
     path = folder / CONFIG
     if not folder.is_dir():
         raise FileNotFoundError(f"wanted a checkpoint folder, got {folder}: no such folder")
-    policy = _read_json(path).get("policy") if path.is_file() else None
+    policy = read_object(path).get("policy") if path.is_file() else None
     if isinstance(policy, Mapping):
         return policy_config_from_json(policy, f"{path}: policy")
-    if policy in NAMED:
+    if isinstance(policy, str) and policy in NAMED:
         return NAMED[policy]
     said = f"names an unknown policy {policy!r}" if policy else 'has no "policy" entry'
     raise ValueError(
         f"{path} {said}, so the robot's cameras, state and actions are not known; name the"
         f" config: one of {', '.join(sorted(NAMED))}, or a JSON file of PolicyConfig fields"
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: wanted a JSON object, got {type(data).__name__}")
-    return data

@@ -6,7 +6,6 @@ normaliser step, `policy_preprocessor_step_*_normalizer_processor.safetensors`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
+
+from thor_policy_ros.model.json_fields import read_object
 
 F64 = npt.NDArray[np.float64]
 EPS = 1e-6
@@ -87,15 +89,19 @@ def load_norm_stats(folder: Path | str, asset_id: str) -> NormStats:
 
 
 def _read_openpi(path: Path) -> NormStats:
-    groups = json.loads(path.read_text()).get("norm_stats", {})
-    missing = [part for part in ("state", "actions") if part not in groups]
+    groups = read_object(path).get("norm_stats", {})
+    held = groups if isinstance(groups, Mapping) else {}
+    missing = [part for part in ("state", "actions") if not isinstance(held.get(part), Mapping)]
     if missing:
         raise ValueError(f"{path}: wanted norm_stats of state and actions, missing: {missing}")
-    return NormStats(_vectors(groups["state"]), _vectors(groups["actions"]), str(path))
+    return NormStats(_vectors(held["state"]), _vectors(held["actions"]), str(path))
 
 
 def _read_lerobot(path: Path) -> NormStats:
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(f"cannot read {path} as safetensors of numbers: {error}") from error
     groups = {part: _with_prefix(tensors, f"{key}.") for part, key in LEROBOT_KEYS.items()}
     missing = [LEROBOT_KEYS[part] for part, group in groups.items() if not group]
     if missing:
@@ -107,11 +113,25 @@ def _lerobot_file(folder: Path) -> Path | None:
     """The normaliser's state file: named by policy_preprocessor.json, or found by its name."""
     pipeline = folder / "policy_preprocessor.json"
     if pipeline.is_file():
-        for step in json.loads(pipeline.read_text()).get("steps", []):
+        for step in _steps(pipeline):
             if step.get("registry_name") == "normalizer_processor" and step.get("state_file"):
-                return folder / step["state_file"]
+                return folder / _file_name(step["state_file"], pipeline)
     found = sorted(folder.glob("policy_preprocessor*normalizer_processor*.safetensors"))
     return found[0] if found else None
+
+
+def _steps(pipeline: Path) -> list[dict[str, Any]]:
+    steps = read_object(pipeline).get("steps", [])
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise ValueError(f"{pipeline}: wanted a list of objects as steps, got {str(steps)[:80]}")
+    return steps
+
+
+def _file_name(name: Any, where: Path) -> str:
+    """Of a file beside `where`."""
+    if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+        raise ValueError(f"{where}: wanted the name of a file beside it, got {str(name)[:80]!r}")
+    return name
 
 
 def _with_prefix(tensors: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, Any]:
@@ -119,7 +139,10 @@ def _with_prefix(tensors: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[s
 
 
 def _vectors(group: Mapping[str, Any]) -> dict[str, F64]:
-    arrays = {name: np.asarray(v, np.float64) for name, v in group.items() if v is not None}
+    try:
+        arrays = {name: np.asarray(v, np.float64) for name, v in group.items() if v is not None}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"statistics {sorted(group)}: wanted lists of numbers: {error}") from error
     return {name: array for name, array in arrays.items() if array.ndim == 1}
 
 

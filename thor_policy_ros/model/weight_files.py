@@ -16,6 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from thor_policy_ros.model.json_fields import read_object
 from thor_policy_ros.model.key_layout import LAYOUT_PREFIXES, UNUSED_KEYS, layout_of
 
 WEIGHTS = "model.safetensors"
@@ -128,12 +129,27 @@ def opened(path: Path) -> Iterator[Any]:
         yield file
 
 
+def _shards(index: Path) -> list[str]:
+    """Names of the files beside the index that it lists."""
+    try:
+        listed = read_object(index).get("weight_map")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    names = list(listed.values()) if isinstance(listed, dict) else []
+    wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if not names or wrong:
+        raise CheckpointError(
+            f"{index}: wanted weight_map with the names of files beside it, got"
+            f" {str(wrong[0] if wrong else listed)[:80]!r}"
+        )
+    return sorted(set(names))
+
+
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        names = json.loads((folder / INDEX).read_text())["weight_map"].values()
-        return [folder / name for name in sorted(set(names))]
+        return [folder / name for name in _shards(folder / INDEX)]
     held = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "no such folder"
     raise CheckpointError(
         f"wanted {WEIGHTS} (or {INDEX} with its shards) in {folder}, found: {held};"

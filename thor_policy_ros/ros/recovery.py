@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,5 +91,7 @@ def keep_state(path: str, changed: Mapping[str, Any]) -> str:
         Path(beside).write_text(json.dumps(kept, indent=1) + "\n")
         os.replace(beside, path)
     except (OSError, ValueError) as error:
+        with suppress(OSError):  # half of it, on a full disk
+            Path(beside).unlink(missing_ok=True)
         return f"state_file is not written: {error}"
     return ""
