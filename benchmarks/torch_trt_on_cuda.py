@@ -3,9 +3,10 @@
     PYTHONPATH=. python3 benchmarks/torch_trt_on_cuda.py --out torch_trt.json [--packages TREE]
 
 Stages: import; for toy size and pi05_libero's, each part: graph (export, the graph against the
-module, dry run of the partitioner) and engine (converted and built); backend (loaded, compared
-with float32 PyTorch, timed) where nothing is missing. A stage that fails is recorded and the next
-begins. Random weights at full size: they say nothing about precision.
+module, dry run of the partitioner) and engine (converted and built; one for another GPU is
+offered to TensorRT here all the same); own (a toy engine for this very GPU, or how it is refused);
+backend (loaded, compared with float32 PyTorch, timed) where nothing is missing. A stage that fails
+is recorded and the next begins. Random weights at full size: they say nothing about precision.
 
 --packages: folder of wheels, or a .tar.xz of an installed tree (`pip install --target`), for a
 machine without a network. --capability sm_120: build for that GPU instead of this one, as
@@ -43,6 +44,7 @@ STAGES = [
         for part in ("prefix", "denoise", "vision")
         for stage in ("graph", "engine")
     ),
+    ("own", "toy", "denoise"),
     ("backend", "toy", ""),
     ("backend", "full", ""),
 ]
@@ -130,6 +132,8 @@ def one_stage(
         said = done.stderr.strip().splitlines()[-SAID_LAST:]
         return {"status": "failed", "exit": done.returncode, "said": said, "seconds": seconds}
     found = json.loads(done.stdout)
+    if "refused" in found:
+        found["said"] = done.stderr.strip().splitlines()[-SAID_LAST:]
     return {"status": found.pop("status", "done"), "seconds": seconds, **found}
 
 
@@ -186,6 +190,7 @@ def run_stage(arguments: argparse.Namespace) -> int:
         "import": import_stage,
         "graph": graph_stage,
         "engine": engine_stage,
+        "own": own_stage,
         "backend": backend_stage,
     }
     result = stages[arguments.stage](setting)
@@ -318,13 +323,47 @@ def engine_stage(setting: Setting) -> dict[str, Any]:
     else:
         with building_for(other) as built, suppress(Built):
             converted(program, request)
+        plan = built.pop("plan")
         facts = {"built_for": f"{other}, not run here", **built}
+        if setting.on_gpu:
+            facts["offered_here"] = offered(plan, setting.part)
     return {
         **facts,
         "convert_and_build_s": round(time.perf_counter() - begun, 2),
         "weights_mb": round(weights_of(program) / 1e6, 1),
         "stand_ins": setting.stand_ins,
     }
+
+
+def offered(plan: Any, part: str) -> str:
+    """Whether TensorRT takes the engine on this GPU; what it says if not."""
+    from thor_policy_ros.backends.torch_trt_package import import_flavour, installed
+    from thor_policy_ros.backends.trt_execution import DeviceEngine, EngineExecutionError
+
+    package = installed()
+    assert package is not None
+    try:
+        DeviceEngine(import_flavour(package.flavour), memoryview(plan), part)
+    except EngineExecutionError as error:
+        return f"refused: {error}"
+    return "loaded"
+
+
+def own_stage(setting: Setting) -> dict[str, Any]:
+    """Converted and built for the GPU that is here, whether or not the package lists it."""
+    from thor_policy_ros.backends.torch_trt_build_process import converted
+    from thor_policy_ros.backends.torch_trt_parts import export_part
+
+    if not setting.on_gpu:
+        return {"status": "skipped", "why": "no GPU"}
+    request = request_of(setting)
+    program = export_part(setting.part, model_of(setting), device_of(setting))
+    try:
+        plan = converted(program, request)
+    except Exception as error:  # noqa: BLE001 (whatever a converter raises is the answer)
+        return {"built_for": request.capability, "refused": f"{type(error).__name__}: {error}"}
+    built = {"built_for": request.capability, "bytes": len(plan)}
+    return {**built, "offered_here": offered(plan, setting.part)}
 
 
 class Built(BaseException):
@@ -352,7 +391,7 @@ def building_for(capability: str) -> Iterator[dict[str, Any]]:
             plan = super().build_serialized_network(network, config)
             if plan is None:
                 raise RuntimeError("TensorRT built no engine: its errors are above")
-            facts["bytes"] = memoryview(plan).nbytes
+            facts["plan"], facts["bytes"] = plan, memoryview(plan).nbytes
             raise Built
 
     builder = api.Builder

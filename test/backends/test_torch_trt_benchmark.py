@@ -44,6 +44,7 @@ def test_a_stage_without_time_is_skipped_and_says_so(tmp_path: Path) -> None:
             for part in ("vision", "prefix", "denoise")
             for stage in ("graph", "engine")
         ),
+        "own toy denoise bfloat16",
         "backend toy bfloat16",
     ]
 

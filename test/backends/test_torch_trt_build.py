@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from support.golden import TOY, toy_config
+from support.torch_trt_machine import Machine
 
-from thor_policy_ros.backends import torch_trt_engines, torch_trt_package
+from thor_policy_ros.backends import torch_trt_engines
 from thor_policy_ros.backends.engine_cache import EngineCache
 from thor_policy_ros.backends.torch_trt import load_engine, notes_of, requests_for
 from thor_policy_ros.backends.torch_trt_engines import (
@@ -141,37 +141,6 @@ class TestArguments:
     def test_a_version_that_cannot_promise_one_graph_is_refused(self) -> None:
         with pytest.raises(ValueError, match="only in part TensorRT's would pass unseen"):
             accepted_arguments(lambda exported_program, **kwargs: b"", {})
-
-
-class Machine:
-    """What `lacking` looks at, set for one test: a GPU of 12.0 and all packages, at first."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.patch = monkeypatch
-        self.packages = {"torch-tensorrt": "2.13.0"}
-        self.targets: tuple[str, ...] = ()
-        self.tensorrt = "10.13.3"
-        monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
-        monkeypatch.setattr(torch.version, "cuda", "13.0")
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (12, 0))
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "RTX 5090")
-        monkeypatch.setattr(torch_trt_package.metadata, "version", self._version)
-        monkeypatch.setattr(torch_trt_package, "import_module", self._import)
-
-    def _version(self, distribution: str) -> str:
-        if distribution not in self.packages:
-            raise metadata.PackageNotFoundError(distribution)
-        return self.packages[distribution]
-
-    def _import(self, name: str) -> Any:
-        if name not in ("tensorrt", "tensorrt_rtx") or not self.tensorrt:
-            raise ImportError(f"No module named {name!r}")
-        listed = {target.replace("sm_", "SM"): 0 for target in self.targets}
-        capabilities = {"ComputeCapability": SimpleNamespace(__members__=listed)}
-        return SimpleNamespace(
-            __version__=self.tensorrt, **(capabilities if name == "tensorrt_rtx" else {})
-        )
 
 
 @pytest.fixture(name="machine")

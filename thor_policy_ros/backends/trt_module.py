@@ -82,8 +82,7 @@ def lacking_target(tensorrt: TensorRT, target: str, present: str | None) -> str:
     target: 'current' or 'sm_110'. present: capability of this machine's GPU, None without one.
     Raises ValueError for anything else.
     """
-    if target != CURRENT and not re.fullmatch(r"sm_\d+", target):
-        raise ValueError(f"wanted target 'current' or a capability as 'sm_110', got {target!r}")
+    checked_target(target)
     if target == CURRENT and present is None:
         return (
             "target 'current' wants a CUDA GPU, and torch sees none;"
@@ -104,6 +103,13 @@ def lacking_target(tensorrt: TensorRT, target: str, present: str | None) -> str:
             f" ({present or 'none is'}); build for {wanted} on a machine with such a GPU"
         )
     return ""
+
+
+def checked_target(target: str) -> str:
+    """`target`; ValueError for anything but 'current' and the like of 'sm_110'."""
+    if target != CURRENT and not re.fullmatch(r"sm_\d+", target):
+        raise ValueError(f"wanted target 'current' or a capability as 'sm_110', got {target!r}")
+    return target
 
 
 def _choices(tensorrt: TensorRT) -> str:

@@ -1,9 +1,9 @@
-"""Build the TensorRT engines of a checkpoint ahead of time, into the engine cache.
+"""Build the engines of a checkpoint ahead of time, into the engine cache.
 
 A policy node that finds them there starts in seconds. `--target current` builds for this
-machine's GPU; naming another, as sm_120, works where the package allows it (tensorrt_rtx, without
-any GPU). Each engine is built by a process of its own, one at a time: at pi0.5's size the prefix
-takes 12 GB of memory.
+machine's GPU; naming another, as sm_120, works where the package allows it (backend tensorrt with
+tensorrt_rtx, without any GPU; torch_trt never). Each engine is built by a process of its own, one
+at a time: at pi0.5's size the prefix takes 12 GB of memory.
 """
 
 from __future__ import annotations
@@ -22,17 +22,10 @@ from rich.table import Table
 from thor_policy_ros.backends.engine_cache import EngineCache
 from thor_policy_ros.backends.pytorch import DTYPES
 from thor_policy_ros.backends.trt_builder import OPTIMIZATION_LEVELS
-from thor_policy_ros.backends.trt_engines import (
-    EngineRequest,
-    Obtained,
-    cache_of,
-    obtain,
-    requests_for,
-    target_of,
-)
-from thor_policy_ros.backends.trt_module import CURRENT, import_tensorrt
+from thor_policy_ros.backends.trt_engines import Obtained, cache_of
+from thor_policy_ros.backends.trt_module import CURRENT
 from thor_policy_ros.backends.trt_parts import PARTS
-from thor_policy_ros.backends.trt_weights import Weights, checkpoint_weights, random_weights
+from thor_policy_ros.evaluation.engine_plans import PLANS, Job
 from thor_policy_ros.evaluation.result_files import (
     command_line,
     figure_table,
@@ -40,7 +33,6 @@ from thor_policy_ros.evaluation.result_files import (
     versions,
     write_json,
 )
-from thor_policy_ros.model.named_configs import NAMED, load_policy_config
 from thor_policy_ros.types import EngineOptions
 
 DEFAULTS = EngineOptions()
@@ -48,6 +40,9 @@ DEFAULTS = EngineOptions()
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `thor-policy build`."""
+    parser.add_argument(
+        "--backend", choices=sorted(PLANS), default="tensorrt", help="default: %(default)s"
+    )
     parser.add_argument(
         "--target", default=CURRENT, metavar="GPU",
         help="current, or a compute capability as sm_110, sm_120 (default: %(default)s)",
@@ -58,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--random-weights", action="store_true",
         help="instead of --checkpoint: random weights of --config's sizes, for figures alone",
     )  # fmt: skip
-    parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
+    parser.add_argument(
+        "--parts", default="", metavar="PART[,...]", help=f"default: all of {', '.join(PARTS)}"
+    )
     parser.add_argument(
         "--precision", choices=sorted(DTYPES), default="bfloat16", help="default: %(default)s"
     )
@@ -92,33 +89,35 @@ def build_report(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises BackendUnavailableError naming what is missing to build for the target, before any
     weight is read, or what the builder said.
     """
-    parts = part_names(arguments.parts)
-    tensorrt = import_tensorrt()
-    target = target_of(tensorrt, arguments.target)
-    cache = cache_of(EngineOptions(arguments.level, arguments.cache, arguments.cache_limit))
-    weights = weights_of(arguments)
-    requests = requests_for(tensorrt, weights, DTYPES[arguments.precision], target, arguments.level)
+    wanted = part_names(arguments.parts)
+    options = EngineOptions(arguments.level, arguments.cache, arguments.cache_limit)
+    cache = cache_of(options)
+    plan = PLANS[arguments.backend](arguments, options)
+    parts = wanted or list(plan.jobs)
+    left_out = [name for name in parts if name not in plan.jobs]
+    if left_out:
+        raise ValueError(f"torch_trt.json leaves {', '.join(left_out)} in PyTorch: no engine of it")
     if arguments.rebuild:
         for name in parts:
-            cache.discard(requests[name].key)
+            cache.discard(plan.jobs[name].key)
     begun_s = time.perf_counter()
     figures = {}
     with _progress(arguments.json == "-") as progress:
         for name in parts:
             row = progress.add_task(name, total=1.0, doing="")
-            figures[name] = _build(requests[name], cache, progress, row)
+            figures[name] = _build(plan.jobs[name], cache, progress, row)
     on_gpu = torch.cuda.is_available()
     return {
-        "kind": "tensorrt engines",
+        "kind": f"{arguments.backend} engines",
         "command": command_line(),
         "machine": machine_of(torch.device("cuda" if on_gpu else "cpu")),
         "versions": versions(),
         "settings": {
             "config": arguments.config or str(arguments.checkpoint),
-            "weights": "random" if arguments.random_weights else weights.identity,
-            "tensorrt": f"{tensorrt.flavour} {tensorrt.version}",
-            "target": target.capability,
-            "gpu": target.gpu,
+            "weights": "random" if arguments.random_weights else plan.weights.identity,
+            "tensorrt": plan.made_by,
+            "target": plan.capability,
+            "gpu": plan.gpu,
             "precision": arguments.precision,
             "optimization_level": arguments.level,
             "cache": str(cache.folder),
@@ -129,27 +128,12 @@ def build_report(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def part_names(text: str) -> list[str]:
-    """Names between commas, each once; ValueError for an unknown one."""
+    """Names between commas, each once, none for no text; ValueError for an unknown one."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     unknown = [name for name in names if name not in PARTS]
-    if unknown or not names:
+    if unknown:
         raise ValueError(f"--parts wants one or more of: {', '.join(PARTS)}; got {text!r}")
     return names
-
-
-def weights_of(arguments: argparse.Namespace) -> Weights:
-    """What --checkpoint or --random-weights name; ValueError for neither, or both."""
-    if arguments.random_weights == (arguments.checkpoint is not None):
-        raise ValueError("give --checkpoint DIR, or --random-weights with --config NAME")
-    if not arguments.random_weights:
-        policy = load_policy_config(arguments.checkpoint, arguments.config)
-        return checkpoint_weights(arguments.checkpoint, policy.model)
-    if arguments.config not in NAMED:
-        raise ValueError(
-            f"--random-weights wants --config, one of: {', '.join(sorted(NAMED))};"
-            f" got {arguments.config!r}"
-        )
-    return random_weights(NAMED[arguments.config].model)
 
 
 def report_table(report: Mapping[str, Any]) -> Table:
@@ -157,7 +141,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
     settings = report["settings"]
     table = figure_table(
         ("part", "engine"),
-        ("build s", "MB", "peak MB", "layers", "buckets"),
+        ("build s", "MB", "peak MB", "layers or operations", "buckets"),
         f"{settings['tensorrt']} for {settings['target']}, {settings['precision']},"
         f" level {settings['optimization_level']}",
     )
@@ -165,22 +149,20 @@ def report_table(report: Mapping[str, Any]) -> Table:
         table.add_row(
             name,
             "built" if row["built"] else "found",
-            _shown(row.get("build_seconds")),
+            _shown(row.get("build_seconds", row.get("convert_seconds"))),
             f"{row['bytes'] / 1e6:.1f}",
             _shown(row["peak_rss_bytes"] / 1e6 if "peak_rss_bytes" in row else None),
-            str(row.get("layers", "")),
+            str(row.get("layers", sum(row.get("operations", {}).values()) or "")),
             str(len(row["buckets"])) if "buckets" in row else "",
         )
     return table
 
 
-def _build(
-    request: EngineRequest, cache: EngineCache, progress: Progress, row: TaskID
-) -> dict[str, Any]:
+def _build(job: Job, cache: EngineCache, progress: Progress, row: TaskID) -> dict[str, Any]:
     def say(doing: str, done: float) -> None:
         progress.update(row, doing=doing, completed=done)
 
-    obtained = obtain(request, cache, say)
+    obtained = job.obtain(cache, say)
     progress.update(row, doing="built" if obtained.built else "found", completed=1.0)
     if obtained.replaced:
         progress.console.print(f"replaced an engine file: {obtained.replaced}")
