@@ -73,6 +73,19 @@ ARGUMENTS = [
         "chunk_executor_node/joint_trajectory",
     ),
     DeclareLaunchArgument(
+        "policy",
+        default_value="true",
+        choices=FLAG,
+        description="Start policy_node; false on a robot whose policy runs on another host, as "
+        "executor.launch.py does",
+    ),
+    DeclareLaunchArgument(
+        "peers",
+        default_value="",
+        description="Other hosts, 'ADDRESS;ADDRESS', on a network without multicast "
+        "(ROS_STATIC_PEERS); empty: as the environment says",
+    ),
+    DeclareLaunchArgument(
         "autostart",
         default_value="true",
         choices=FLAG,
@@ -131,6 +144,12 @@ def ros_arguments(node: str, value: dict[str, str]) -> list[str]:
     return ["--log-level", value["log_level"], *enclave]
 
 
+def environment(large_images: bool, peers: str) -> dict[str, str]:
+    """What the middleware is told; what is not here stays as the user exported it."""
+    told = {"FASTDDS_BUILTIN_TRANSPORTS": LARGE_DATA} if large_images else {}
+    return told | ({"ROS_STATIC_PEERS": peers} if peers else {})
+
+
 def nodes(context: LaunchContext) -> list[Node]:
     """The nodes for the arguments as they were resolved; an empty text leaves the config's."""
     value = {
@@ -151,9 +170,7 @@ def nodes(context: LaunchContext) -> list[Node]:
         "emulate_tty": True,
         "respawn": flag["respawn"],
         "respawn_delay": 2.0,
-        "additional_env": (
-            {"FASTDDS_BUILTIN_TRANSPORTS": LARGE_DATA} if flag["large_images"] else {}
-        ),
+        "additional_env": environment(flag["large_images"], value["peers"]),
     }
     config = ParameterFile(config_file(value["config"]))
     clock = {"use_sim_time": flag["use_sim_time"]}
@@ -176,7 +193,10 @@ def nodes(context: LaunchContext) -> list[Node]:
         ],
         **common,
     )
-    return [policy, executor] if flag["execute"] else [policy]
+    chosen = [policy] * flag["policy"] + [executor] * flag["execute"]
+    if not chosen:
+        raise ValueError("policy:=false execute:=false starts nothing; set one of them to true")
+    return chosen
 
 
 def generate_launch_description() -> LaunchDescription:

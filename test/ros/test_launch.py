@@ -19,10 +19,11 @@ from thor_policy_ros.msg import ActionChunk, EpisodeResult
 
 SHARE = Path(get_package_share_directory("thor_policy_ros"))
 POLICY, DEMO = SHARE / "launch" / "policy.launch.py", SHARE / "launch" / "demo.launch.py"
+EXECUTOR = SHARE / "launch" / "executor.launch.py"
 WANTED = {"backend", "checkpoint", "config", "namespace", "use_sim_time", "instruction", "respawn"}
 
 
-@pytest.mark.parametrize("file", [POLICY, DEMO])
+@pytest.mark.parametrize("file", [POLICY, DEMO, EXECUTOR])
 def test_every_argument_has_a_description_and_a_default_among_its_choices(file: Path) -> None:
     recording = record(file)
     assert set(recording.arguments) >= WANTED
@@ -88,6 +89,21 @@ def test_arguments_reach_the_nodes() -> None:
         assert node.parameters[0].path.endswith("config/pi05_aloha.yaml")
         assert node.ros_arguments == ["--log-level", "debug"]
         assert "LARGE_DATA" in node.additional_env["FASTDDS_BUILTIN_TRANSPORTS"]
+
+
+def test_on_two_hosts_one_launch_starts_the_policy_and_the_other_the_executor() -> None:
+    here = record(POLICY, config="demo", peers="10.0.0.2")
+    there = record(EXECUTOR, config="demo", peers="10.0.0.1;10.0.0.3")
+    assert [node.name for node in here.nodes] == ["policy_node"]
+    assert [node.name for node in there.nodes] == ["chunk_executor_node"]
+    assert here.nodes[0].additional_env == {"ROS_STATIC_PEERS": "10.0.0.2"}
+    assert there.nodes[0].additional_env == {"ROS_STATIC_PEERS": "10.0.0.1;10.0.0.3"}
+    assert ("heartbeat", "policy_node/heartbeat") in there.nodes[0].remappings
+
+
+def test_a_launch_that_would_start_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="starts nothing"):
+        record(EXECUTOR, execute="false")
 
 
 def test_config_is_a_path_or_a_name(tmp_path: Path) -> None:

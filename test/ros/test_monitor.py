@@ -23,11 +23,19 @@ from thor_policy_ros.ros.monitor_record import ERROR, OK, WARN, Frame, MonitorRe
 from thor_policy_ros.ros.monitor_view import ASCII_BLOCKS, BLOCKS, Screen, spark
 
 NODE = "arm/policy_node"
+HOPS_MS = {
+    "camera_transport": 3.0,
+    "camera_decode": 0.5,
+    "camera_wait": 21.0,
+    "chunk_transport": 1.5,
+    "chunk_handover": 5.0,
+    "observation_to_command": 62.0,
+}
 
 
 def frame(total_ms: float = 20.0, decision: str = "refill: age", late: bool = False) -> Frame:
     stages = {**dict.fromkeys(STAGES, 2.0), "total": total_ms}
-    return Frame("pytorch", stages, decision, 100.0, late, 3, 1)
+    return Frame("pytorch", stages, decision, 100.0, late, 3, 1, HOPS_MS)
 
 
 def status(level: int, message: str, at_s: float, **values: str) -> Status:
@@ -81,6 +89,19 @@ def test_the_screen_says_everything_and_keeps_to_its_width() -> None:
         assert "ok lifecycle, instruction" in text
         assert text.index("camera wrist") < text.index("denoise"), "troubles come first"
         assert "t=10" in text, "the fault, with its time"
+
+
+def test_the_way_between_the_hosts_is_told_hop_by_hop() -> None:
+    record = MonitorRecord()
+    record.add_frame(frame(20.0), 1.0)
+    unknown = Frame("pytorch", frame().stages_ms, "reuse", 100.0, False, 0, 0,
+                    dict.fromkeys(HOPS_MS, math.nan))  # fmt: skip
+    record.add_frame(unknown, 1.1)
+    text = " ".join(shown(record, width=140).split())
+    assert "camera 3.0 decode 0.5 wait 21.0 frame 20.0 chunk 1.5 taken 5.0 all 62 ms" in text
+    silent = MonitorRecord()
+    silent.add_frame(unknown, 1.0)
+    assert "way between the hosts: not known" in shown(silent)
 
 
 def test_it_fits_a_terminal_of_24_rows_in_ordinary_times() -> None:

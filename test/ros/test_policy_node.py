@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -99,6 +100,9 @@ def test_a_chunk_and_its_latency(active: PolicyNode, probe: Probe, robot: FakeRo
     assert (frame.vision_ms, frame.prefill_ms, frame.denoise_ms) == (1.0, 2.0, 3.0)
     assert 0 < frame.wait_ms < frame.total_ms and 0 < frame.publish_ms < frame.total_ms
     assert frame.deadline_ms == 50.0
+    assert 0 < frame.camera_transport_ms < 200 and 0 < frame.camera_decode_ms < 200
+    assert frame.camera_wait_ms >= frame.wait_ms * 0.5
+    assert math.isnan(frame.chunk_transport_ms), "no executor answers here"
 
 
 def test_only_the_inference_thread_touches_the_backend(

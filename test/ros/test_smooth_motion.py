@@ -77,6 +77,7 @@ class Answering:
         self.chunks.append(message)
         answer = ChunkFeedback(header=header(self._probe.now_s() + self._late_s))
         answer.sequence, answer.taken_up = message.sequence, True
+        answer.transport, answer.handover, answer.age = 0.004, 0.007, 0.125
         self._answers.publish(answer)
 
 
@@ -99,6 +100,27 @@ def test_rtc_is_turned_on_and_off_while_the_policy_runs(
     assert probe.set_parameter(POLICY, "chunk_blending", "latest").successful
     probe.wait(lambda: chunks[-1].blending == "latest", "chunks without")
     assert chunks[-1].guided_rows == 0 and policy.backend.guidance[-1] is None
+
+
+def test_the_executors_answer_tells_the_ways_to_it_and_back(
+    active: PolicyNode, probe: Probe
+) -> None:
+    frames = probe.listen(FrameLatency, f"{POLICY}/frame_latency")
+    FakeRobot(probe)
+    Answering(probe)
+    probe.wait(lambda: any(f.chunk_transport_ms == f.chunk_transport_ms for f in frames), "answer")
+    found = next(f for f in frames if f.chunk_transport_ms == f.chunk_transport_ms)
+    assert found.chunk_transport_ms == pytest.approx(4.0)
+    assert found.chunk_handover_ms == pytest.approx(7.0)
+    assert found.observation_to_command_ms == pytest.approx(125.0)
+    assert 0.0 < found.feedback_transport_ms < 5000.0
+
+    def told() -> list[str]:
+        status = probe.diagnostics.get(f"{POLICY}: inference")
+        values = [] if status is None else status.values
+        return [pair.value for pair in values if pair.key == "chunk_transport_p50_ms"]
+
+    assert float(probe.wait(told, "the hop in the diagnostics")[0]) == pytest.approx(4.0, abs=0.1)
 
 
 def test_without_an_executor_the_diagnostics_say_whose_word_counts(
@@ -260,6 +282,10 @@ def test_every_chunk_is_answered_once_with_how_it_joined(moving: Moving, probe: 
     probe.spin_for(0.6)
     sequences = [answer.sequence for answer in moving.answers]
     assert len(set(sequences)) == len(sequences)
+    for answer in moving.answers:
+        assert 0.0 <= answer.transport < 5.0 and 0.0 <= answer.handover < 5.0
+        if answer.taken_up:
+            assert answer.transport + answer.handover <= answer.age + 1e-6
     taken = [answer for answer in moving.answers if answer.taken_up]
     assert taken[-1].blending == "rtc" and taken[-1].reason == ""
     assert 0.0 <= taken[-1].age < 1.0

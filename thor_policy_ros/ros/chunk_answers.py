@@ -21,6 +21,7 @@ MOVING = ("tracking", "holding")
 class _Waiting:
     message: ActionChunk
     blending: str
+    received_s: float
 
 
 class ChunkAnswers:
@@ -34,10 +35,10 @@ class ChunkAnswers:
         """It will be commanded from at the next tick, if nothing comes in between."""
         if self._waiting is not None:
             self._answer(self._waiting, now_s, "a newer chunk came before the next tick")
-        self._waiting = _Waiting(message, blending)
+        self._waiting = _Waiting(message, blending, now_s)
 
     def refused(self, message: ActionChunk, reason: str, now_s: float) -> None:
-        self._answer(_Waiting(message, ""), now_s, reason)
+        self._answer(_Waiting(message, "", now_s), now_s, reason)
 
     def commanded(self, command: Command, now_s: float) -> None:
         """A tick is over: the chunk that waited is in use, or the robot does not move by it."""
@@ -57,6 +58,8 @@ class ChunkAnswers:
         answer.taken_up, answer.reason = not reason, reason
         answer.blending = waiting.blending
         answer.age = age_s
+        answer.transport = waiting.received_s - seconds(chunk.header.stamp)
+        answer.handover = now_s - waiting.received_s
         if not reason and chunk.dt > 0:
             past = math.floor(age_s / chunk.dt)  # between row `past` and the one after it
             answer.skipped_rows = min(max(past, 0), chunk.horizon)

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from builtin_interfaces.msg import Time as TimeMsg
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray, Header
 
 from thor_policy_ros.msg import ActionChunk as ActionChunkMsg
-from thor_policy_ros.msg import FrameInputs, FrameLatency
+from thor_policy_ros.msg import ChunkFeedback, FrameInputs, FrameLatency
 from thor_policy_ros.runtime.camera_images import MessageError as MessageError
+from thor_policy_ros.runtime.camera_images import rgb_to_compressed
+from thor_policy_ros.runtime.frame_hops import Answer
 from thor_policy_ros.types import F32, U8, ActionChunk, FrameTiming, Observation, StepResult
 
 NS = 1_000_000_000
@@ -72,6 +74,16 @@ def image_from_rgb(pixels: U8, stamp_s: float, frame_id: str) -> Image:
     return message
 
 
+def compressed_from_rgb(
+    pixels: U8, stamp_s: float, frame_id: str, form: str, quality: int
+) -> CompressedImage:
+    """u8[H,W,3] as a 'jpeg' or a 'png'; `format` is as image_transport writes it."""
+    message = CompressedImage(header=header(stamp_s, frame_id))
+    message.format = f"rgb8; {form} compressed bgr8"
+    message.data = array.array("B", rgb_to_compressed(pixels, form, quality))
+    return message
+
+
 def chunk_to_msg(
     chunk: ActionChunk,
     *,
@@ -123,6 +135,16 @@ def latency_msg(
     message.total_ms = total_ms
     message.prefix_age_ms = timing.prefix_age_ms
     return message
+
+
+def answer_of(message: ChunkFeedback, now_s: float) -> Answer:
+    """How long the ways of an answered chunk took, by an answer that arrived at `now_s`."""
+    return Answer(
+        chunk_transport_s=message.transport,
+        chunk_handover_s=message.handover,
+        feedback_transport_s=now_s - seconds(message.header.stamp),
+        observation_to_command_s=message.age if message.taken_up else math.nan,
+    )
 
 
 def inputs_msg(

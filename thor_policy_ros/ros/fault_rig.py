@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,14 @@ def commands(folder: Path, sim_time: bool) -> list[NodeCommand]:
 
 
 class FaultRig(Node):
-    """image, joints, clock: what becomes of each message on its way; set them, `mend` unsets."""
+    """image, joints, clock: what becomes of each message on its way; set them, `mend` unsets.
 
-    def __init__(self, folder: Path, sim_time: bool) -> None:
+    nodes: other than `commands`.
+    """
+
+    def __init__(
+        self, folder: Path, sim_time: bool, nodes: Sequence[NodeCommand] | None = None
+    ) -> None:
         super().__init__("faults")
         self._spinner = SingleThreadedExecutor()
         self._spinner.add_node(self)
@@ -78,7 +83,8 @@ class FaultRig(Node):
         self.said: list[tuple[float, str]] = []
         self._dead_at_s: dict[str, float] = {}
         self.processes = NodeProcesses(folder)
-        self._commands = {command.module: command for command in commands(folder, sim_time)}
+        started = commands(folder, sim_time) if nodes is None else nodes
+        self._commands = {command.module: command for command in started}
         self._callers: dict[str, Any] = {}
         self.mend()
         self._connect()
@@ -178,11 +184,15 @@ class FaultRig(Node):
             self._spinner.spin_once(timeout_sec=0.02)
         return True
 
+    def respawns(self, module: str) -> bool:
+        """Whether its host is there to start it again."""
+        return True
+
     def _respawn(self) -> None:
         """As `respawn:=true` of the launch file does."""
         now_s = time.monotonic()
         for module in self._commands:
-            if self.processes.alive(module):
+            if self.processes.alive(module) or not self.respawns(module):
                 continue
             dead_at_s = self._dead_at_s.setdefault(module, now_s)
             if now_s - dead_at_s > RESPAWN_DELAY_S:

@@ -29,6 +29,7 @@ class Scenario:
     """begin: brings the fault about; during: called every 50 ms while it lasts.
 
     harmless: chunks go on, so the robot need not stop. sim_time: nodes live by /clock.
+    two_hosts: the policy runs on another host, and the fault is of the network.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Scenario:
     lasts_s: float = 2.0
     recovers_s: float = 20.0
     sim_time: bool = False
+    two_hosts: bool = False
     short: bool = False
 
 

@@ -9,13 +9,15 @@ the fault (an emergency stop and joints that lie want an operator's call, not a 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,11 @@ from thor_policy_ros.ros.diagnostics import OK
 from thor_policy_ros.ros.fault_record import FaultResult, judge, table
 from thor_policy_ros.ros.fault_rig import FaultRig
 from thor_policy_ros.ros.fault_scenarios import SCENARIOS, Scenario
+from thor_policy_ros.ros.link_fault_rig import two_host_rig
+from thor_policy_ros.ros.link_fault_scenarios import LINKS
+from thor_policy_ros.ros.two_hosts import refusal
 
+ALL = (*SCENARIOS, *LINKS)
 DT_S = 0.01
 # Of config/demo.yaml.
 VELOCITY = np.array([2.0, 2.0, 2.0, 2.0, np.inf])
@@ -93,23 +99,40 @@ def _without_numbers(message: str) -> str:
 
 
 def run_all(scenarios: Sequence[Scenario]) -> list[FaultResult]:
-    """Scenarios that live by /clock want nodes of their own."""
+    """Scenarios that live by /clock, and those of two hosts, want nodes of their own."""
     results = []
-    for sim_time in (False, True):
-        chosen = [s for s in scenarios if s.sim_time == sim_time]
-        if not chosen:
-            continue
-        folder = Path(tempfile.mkdtemp(prefix="faults_"))
-        rig = FaultRig(folder, sim_time)
-        try:
-            rig.start()
-            if not rig.wait(lambda rig=rig: rig.healthy, START_LIMIT_S):  # type: ignore[misc]
-                raise RuntimeError(f"the robot did not start in {START_LIMIT_S} s; see {folder}")
-            for scenario in chosen:
-                results.append(run_scenario(rig, scenario))
-                _tell(results[-1])
-        finally:
-            rig.end()
+    for bench, chosen in (
+        (one_host_rig, [s for s in scenarios if not (s.sim_time or s.two_hosts)]),
+        (partial(one_host_rig, sim_time=True), [s for s in scenarios if s.sim_time]),
+        (two_host_rig, [s for s in scenarios if s.two_hosts]),
+    ):
+        if chosen:
+            folder = Path(tempfile.mkdtemp(prefix="faults_"))
+            with bench(folder) as rig:
+                results += _run_on(rig, chosen, folder)
+    return results
+
+
+@contextlib.contextmanager
+def one_host_rig(folder: Path, sim_time: bool = False) -> Iterator[FaultRig]:
+    rclpy.init(args=[])
+    try:
+        yield FaultRig(folder, sim_time)
+    finally:
+        rclpy.try_shutdown()
+
+
+def _run_on(rig: FaultRig, chosen: Sequence[Scenario], folder: Path) -> list[FaultResult]:
+    results = []
+    try:
+        rig.start()
+        if not rig.wait(lambda: rig.healthy, START_LIMIT_S):
+            raise RuntimeError(f"the robot did not start in {START_LIMIT_S} s; see {folder}")
+        for scenario in chosen:
+            results.append(run_scenario(rig, scenario))
+            _tell(results[-1])
+    finally:
+        rig.end()
     return results
 
 
@@ -125,7 +148,7 @@ def _tell(result: FaultResult) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    names = [scenario.name for scenario in SCENARIOS]
+    names = [scenario.name for scenario in ALL]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="these faults")
     parser.add_argument("--short", action="store_true", help="a few of the fastest")
     parser.add_argument("--list", action="store_true", help="name the faults and end")
@@ -145,29 +168,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(table(json.loads(arguments.table.read_text())["faults"]))
         return 0
     chosen = [
-        s for s in SCENARIOS
+        s for s in ALL
         if (not arguments.only or s.name in arguments.only) and (not arguments.short or s.short)
     ]  # fmt: skip
     if arguments.list:
         sys.stdout.write("".join(f"{s.group:<11} {s.name}\n" for s in chosen))
         return 0
     isolate()
-    rclpy.init(args=[])
-    try:
-        results = run_all(chosen)
-    finally:
-        rclpy.try_shutdown()
+    reason = refusal(relayed=True)
+    left_out = [s.name for s in chosen if s.two_hosts and reason]
+    if left_out:
+        sys.stdout.write(f"not run: {', '.join(left_out)}: {reason}\n")
+    results = run_all([s for s in chosen if s.name not in left_out])
     failed = [r.name for r in results if r.failures]
     document = {
         "command": "thor-policy faults",
         "cpu_count": os.cpu_count(),
         "limits": {"velocity": 2.0, "acceleration": 10.0},
+        "not_run": dict.fromkeys(left_out, reason),
         "faults": [r.as_dict() for r in results],
     }
     if arguments.json:
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     sys.stdout.write(f"{len(results)} faults, {len(failed)} failed: {', '.join(failed)}\n")
-    return 1 if failed else 0
+    return 1 if failed or not results else 0
 
 
 if __name__ == "__main__":

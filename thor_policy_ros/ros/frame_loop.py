@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from thor_policy_ros.ros.conversions import chunk_to_msg, inputs_msg, latency_ms
 from thor_policy_ros.ros.decision_record import DecisionRecord
 from thor_policy_ros.ros.inference_thread import Tick
 from thor_policy_ros.runtime.gpu_errors import is_out_of_memory
+from thor_policy_ros.runtime.frame_hops import FrameHops, Hops
 from thor_policy_ros.runtime.latency import LatencyWindow, Quantiles, RateMeter
 from thor_policy_ros.runtime.latency_injection import InjectedLatency
 from thor_policy_ros.runtime.latest_frames import LatestFrames, NotReady
@@ -120,6 +121,7 @@ class FrameLoop:
 
     load_under_way: another backend takes memory meanwhile. Set in any thread.
     chunking: is told of every chunk that is published, and forgets at a reset.
+    hops: is told of images and answers by the node.
     ros_now_s: ROS time, the clock of every stamp. Durations are taken by `time.perf_counter`,
     whose readings the ticks carry.
     """
@@ -134,6 +136,7 @@ class FrameLoop:
         settings: Callable[[], FrameSettings],
         window: int,
         chunking: RealTimeChunking | None = None,
+        hops: FrameHops | None = None,
     ) -> None:
         self._runner: PolicyRunner | None = runner
         self._frames = frames
@@ -143,6 +146,7 @@ class FrameLoop:
         self._settings = settings
         self._window = window
         self._chunking = chunking
+        self._hops = hops or FrameHops()
         self._random = np.random.default_rng()
         self._hurried = threading.Event()
         self._pause = ""
@@ -214,7 +218,8 @@ class FrameLoop:
         stepped_s = time.perf_counter()
         if result.chunk is not None:
             self._publish_chunk(result, found.prompt, settings.blending, now_s)
-        self._publish_latency(result, tick, settings, begun_s, stepped_s)
+        hops = self._hops.of_frame(found.input_stamps_s, now_s)
+        self._publish_latency(result, tick, settings, begun_s, stepped_s, hops)
         if self._publisher.wants_inputs():
             message = inputs_msg(observation, result, seed=seed, tick=tick.number, now_s=now_s)
             message.sequence, message.decision = self._sequence, _decision(result)
@@ -322,6 +327,7 @@ class FrameLoop:
         settings: FrameSettings,
         begun_s: float,
         stepped_s: float,
+        hops: Hops,
     ) -> None:
         done_s = time.perf_counter()
         message = latency_msg(
@@ -331,17 +337,19 @@ class FrameLoop:
             total_ms=(done_s - tick.at_s) * 1e3,
             now_s=self._ros_now_s(),
         )
+        for name, value_ms in asdict(hops).items():
+            setattr(message, name, value_ms)
         message.sequence = self._sequence
         message.backend = self._facts.backend
         message.decision = _decision(result)
         message.prefix_reused = result.chunk is not None and result.chunk.prefix_reused
         message.deadline_ms = settings.deadline_ms
         message.deadline_missed = message.total_ms > settings.deadline_ms
-        self._count_frame(result, tick, message, done_s)
+        self._count_frame(result, tick, message, done_s, hops)
         self._publisher.latency(message)
 
     def _count_frame(
-        self, result: StepResult, tick: Tick, message: FrameLatency, done_s: float
+        self, result: StepResult, tick: Tick, message: FrameLatency, done_s: float, hops: Hops
     ) -> None:
         assert self._runner is not None
         with self._lock:
@@ -357,6 +365,7 @@ class FrameLoop:
                 counts.refused += 1
             else:
                 counts.unwanted += 1
+            self._latency.add(hops.known())
             if result.chunk is not None or result.refused:
                 self._latency.add({stage: getattr(message, f"{stage}_ms") for stage in STAGES})
                 self._misses.append(message.deadline_missed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -62,6 +63,7 @@ class InputRecord:
 class PolicyInputs:
     """Camera and joint state subscriptions of one configured policy; the executor's thread
     owns it. A message that is refused is counted with its reason and changes nothing.
+    arrived: is told of every image, as `FrameHops.arrived`.
     """
 
     def __init__(
@@ -72,11 +74,13 @@ class PolicyInputs:
         joint_names: Sequence[str],
         reliability: str,
         accept_zero_stamps: Callable[[], bool],
+        arrived: Callable[[str, float, float, float], None] = lambda *_: None,
     ) -> None:
         self._node = node
         self._frames = frames
         self._joint_names = tuple(joint_names)
         self._accept_zero_stamps = accept_zero_stamps
+        self._arrived = arrived
         self._not_before_s = -math.inf
         self.records: dict[str, InputRecord] = {}
         self._subscriptions: list[Any] = []
@@ -116,7 +120,11 @@ class PolicyInputs:
             if now_s < self._not_before_s:  # the clock went back: that time is not ours
                 self._not_before_s = -math.inf
             if stamp_s >= self._not_before_s:
+                began_s = time.perf_counter()
                 put(message, stamp_s)
+                if record.input != STATE:
+                    decode_s = time.perf_counter() - began_s
+                    self._arrived(record.input, stamp_s, now_s, decode_s)
             record.refusing = False
         except MessageError as error:
             record.refused += 1

@@ -25,6 +25,7 @@ from thor_policy_ros.msg import ActionChunk, FrameLatency
 from thor_policy_ros.ros.frame_loop import STAGES
 from thor_policy_ros.ros.monitor_record import Frame, MonitorRecord, Status
 from thor_policy_ros.ros.monitor_view import NOTHING, Screen
+from thor_policy_ros.runtime.frame_hops import HOPS
 
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 REFRESH_S = 0.25
@@ -75,6 +76,7 @@ class MonitorNode(Node):
             deadline_missed=message.deadline_missed,
             dropped_frames=message.dropped_frames,
             missed_ticks=message.missed_ticks,
+            hops_ms={hop: getattr(message, f"{hop}_ms") for hop in HOPS},
         )
         self.record.add_frame(frame, time.monotonic())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ OK, WARN, ERROR, STALE = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class Frame:
-    """One FrameLatency message. stages_ms: by stage, `total` among them."""
+    """One FrameLatency message. stages_ms: by stage, `total` among them. hops_ms: between the
+    hosts, NaN where not known."""
 
     backend: str
     stages_ms: Mapping[str, float]
@@ -27,6 +29,7 @@ class Frame:
     deadline_missed: bool
     dropped_frames: int
     missed_ticks: int
+    hops_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class MonitorRecord:
 
     def __post_init__(self) -> None:
         self.latency = LatencyWindow(FRAMES)
+        self.hops = LatencyWindow(FRAMES)
         self.frame_rate = RateMeter(RATE_WINDOW_S)
         self.chunk_rate = RateMeter(RATE_WINDOW_S)
 
@@ -82,6 +86,7 @@ class MonitorRecord:
         self.missed_deadlines += frame.deadline_missed
         self.decisions[kind_of(frame.decision)] += 1
         self.latency.add(frame.stages_ms)
+        self.hops.add({hop: ms for hop, ms in frame.hops_ms.items() if math.isfinite(ms)})
         self.totals_ms.append(frame.stages_ms["total"])
         self.frame_rate.tick(now_s)
 

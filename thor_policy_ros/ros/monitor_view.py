@@ -18,6 +18,13 @@ STYLES = {OK: "green", WARN: "yellow", ERROR: "bold red", STALE: "dim"}
 Clock = Callable[[float], str]
 SILENT_S = 3.0  # a status comes once a second
 FAULTS_SHOWN, FAULTS_IF_SHORT = 6, 3
+HOP_WORDS = (
+    ("camera_transport", "camera"),
+    ("camera_decode", "decode"),
+    ("camera_wait", "wait"),
+    ("chunk_transport", "chunk"),
+    ("chunk_handover", "taken"),
+)
 TALL = 30  # rows of a terminal that shows everything
 NOTHING = "nothing heard yet: compare ROS_DOMAIN_ID and ROS_AUTOMATIC_DISCOVERY_RANGE on both hosts"
 
@@ -45,6 +52,7 @@ class Screen:
             self._fine(),
             Text(),
             self._stages(),
+            self._hops(),
             self._spark(blocks, max(10, min(options.max_width, 120) - 26)),
             self._decisions(),
             *([] if short else [Text()]),
@@ -100,6 +108,18 @@ class Screen:
             table.add_row(stage, *(f"{value:.1f}" for value in figures), "#" * round(20 * share))
         table.columns[1].header = "last ms"
         return table
+
+    def _hops(self) -> Text:
+        """The way from the camera to the robot's first command, medians, in a line of 80."""
+        found = {name: q.p50 for name, q in self._record.hops.quantiles().items()}
+        if self._record.frame is None or not found:
+            return Text("way between the hosts: not known")
+        frame = self._record.latency.quantiles()["total"].p50
+        parts = [f"{label} {found[hop]:.1f}" for hop, label in HOP_WORDS if hop in found]
+        parts.insert(sum(hop in found for hop, _ in HOP_WORDS[:3]), f"frame {frame:.1f}")
+        if "observation_to_command" in found:
+            parts.append(f"all {found['observation_to_command']:.0f}")
+        return Text(" ".join(parts) + " ms", overflow="ellipsis")
 
     def _spark(self, blocks: str, width: int) -> Text:
         values = list(self._record.totals_ms)[-width:]

@@ -30,15 +30,25 @@ class NodeDiedError(RuntimeError):
 
 @dataclass(frozen=True)
 class NodeCommand:
-    """One node: module under `thor_policy_ros.ros`, parameter files, single parameters, remaps."""
+    """One node: module under `thor_policy_ros.ros`, parameter files, single parameters, remaps.
+
+    prefix: a command that starts it, as on another host.
+    """
 
     module: str
     params_files: tuple[Path, ...] = ()
     parameters: tuple[tuple[str, str], ...] = ()
     remaps: tuple[tuple[str, str], ...] = ()
+    prefix: tuple[str, ...] = ()
 
     def argv(self) -> list[str]:
-        argv = [sys.executable, "-m", f"thor_policy_ros.ros.{self.module}", "--ros-args"]
+        argv = [
+            *self.prefix,
+            sys.executable,
+            "-m",
+            f"thor_policy_ros.ros.{self.module}",
+            "--ros-args",
+        ]
         for path in self.params_files:
             argv += ["--params-file", str(path)]
         for name, value in self.parameters:

@@ -9,6 +9,7 @@ from thor_policy_ros.ros.recovery_parameters import RECOVERY
 from thor_policy_ros.ros.remote_parameters import REMOTE_SERVER
 from thor_policy_ros.ros.reuse_parameters import REUSE
 from thor_policy_ros.ros.safety_parameters import SAFETY
+from thor_policy_ros.ros.sim_camera_parameters import SIM_CAMERAS
 from thor_policy_ros.ros.smooth_motion_parameters import EXECUTOR_MOTION, INJECTION, POLICY_MOTION
 
 _INF = float("inf")
@@ -411,14 +412,7 @@ SIM_ROBOT = (
         "Simulated seconds per second; other than 1 wants use_sim_time",
         bounds=(0.05, 20.0),
     ),
-    ParameterRow(
-        "camera_rate_hz",
-        "double",
-        30.0,
-        "Images per simulated second, each camera",
-        "Hz",
-        bounds=(1.0, 100.0),
-    ),
+    *SIM_CAMERAS,
     ParameterRow(
         "joint_state_rate_hz",
         "double",

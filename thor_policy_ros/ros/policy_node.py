@@ -23,7 +23,7 @@ from std_srvs.srv import Trigger
 from thor_policy_ros.backends.registry import availability
 from thor_policy_ros.msg import ActionChunk, ChunkFeedback, FrameInputs, FrameLatency
 from thor_policy_ros.ros.chunk_answers import FEEDBACK_QOS, TOPIC
-from thor_policy_ros.ros.conversions import seconds
+from thor_policy_ros.ros.conversions import answer_of, seconds
 from thor_policy_ros.ros.decision_record import reuse_report
 from thor_policy_ros.ros.diagnostics import (
     DiagnosticsPublisher,
@@ -78,6 +78,7 @@ from thor_policy_ros.ros.verified_loading import (
     Say,
     load_policy,
 )
+from thor_policy_ros.runtime.frame_hops import FrameHops
 from thor_policy_ros.runtime.latest_frames import LatestFrames
 from thor_policy_ros.runtime.policy_runner import PolicyRunner
 from thor_policy_ros.runtime.real_time_chunking import RealTimeChunking
@@ -113,6 +114,7 @@ class PolicyNode(RecoveringNode):
         self._inputs: PolicyInputs | None = None
         self._loop: FrameLoop | None = None
         self._chunking = RealTimeChunking(chunking_rules(self.parameters))
+        self._hops = FrameHops()
         self._timer: Timer | None = None
         self._chunks = self.create_lifecycle_publisher(ActionChunk, "~/action_chunk", RELIABLE)
         self._latencies = self.create_lifecycle_publisher(FrameLatency, "~/frame_latency", RELIABLE)
@@ -208,6 +210,7 @@ class PolicyNode(RecoveringNode):
             joint_names,
             parameters["image_reliability"],
             lambda: parameters["accept_zero_stamps"],
+            self._hops.arrived,
         )
         self._forget_inputs()
 
@@ -217,7 +220,9 @@ class PolicyNode(RecoveringNode):
         runner = self._make_runner(policy, facts)
         window = self.parameters["latency_window"]
         clock, settings = self._ros_now_s, self._settings
-        return FrameLoop(runner, frames, facts, self, clock, settings, window, self._chunking)
+        return FrameLoop(
+            runner, frames, facts, self, clock, settings, window, self._chunking, self._hops
+        )
 
     def _make_runner(self, policy: UnifiedPolicy, facts: PolicyFacts) -> PolicyRunner:
         limits = limits_of(self.parameters, facts.action_names)
@@ -300,6 +305,7 @@ class PolicyNode(RecoveringNode):
 
     def _on_feedback(self, message: ChunkFeedback) -> None:
         """The executor's word of when the robot began to move by a chunk."""
+        self._hops.answered(answer_of(message, self._ros_now_s()))
         if message.taken_up:
             self._chunking.taken_up(message.sequence, seconds(message.header.stamp))
         else:

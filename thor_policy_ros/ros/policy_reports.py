@@ -11,6 +11,7 @@ from thor_policy_ros.ros.live_switch import LiveSwitch
 from thor_policy_ros.ros.memory_use import memory_values
 from thor_policy_ros.ros.parameters import NodeParameters
 from thor_policy_ros.runtime.alarms import Alarms
+from thor_policy_ros.runtime.frame_hops import HOPS
 from thor_policy_ros.runtime.latest_frames import LatestFrames
 from thor_policy_ros.types import Verification
 
@@ -143,7 +144,7 @@ def inference_report(
         "deadline_misses": counts.deadline_misses,
         "deadline_miss_ratio": statistics.miss_ratio,
     }
-    for stage in STAGES:
+    for stage in (*STAGES, *HOPS):
         if stage in statistics.quantiles_ms:
             found = statistics.quantiles_ms[stage]
             report.values.update(quantile_values(stage, (found.p50, found.p95, found.p99)))

@@ -22,11 +22,11 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock as ClockMsg
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray, String
 
 from thor_policy_ros.msg import EpisodeResult
-from thor_policy_ros.ros.conversions import header, image_from_rgb, time_msg
+from thor_policy_ros.ros.conversions import compressed_from_rgb, header, image_from_rgb, time_msg
 from thor_policy_ros.ros.delay_line import DelayLine
 from thor_policy_ros.ros.diagnostics import DiagnosticsPublisher
 from thor_policy_ros.ros.inputs import JOINT_STATES, LATCHED
@@ -105,11 +105,25 @@ class SimRobotNode(Node):
             STEP_S / self._factor, self._on_timer, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
 
+    @property
+    def _raw(self) -> bool:
+        return bool(self.parameters["camera_transport"] == "raw")
+
     def _make_interfaces(self) -> None:
         self._cameras = [
             self.create_publisher(Image, f"camera_{name}/image_raw", RELIABLE)
             for name in CAMERA_NAMES
         ]
+        self._compressed = (
+            []
+            if self._raw
+            else [
+                self.create_publisher(
+                    CompressedImage, f"camera_{name}/image_raw/compressed", RELIABLE
+                )
+                for name in CAMERA_NAMES
+            ]
+        )
         self._joints = self.create_publisher(JointState, JOINT_STATES, RELIABLE)
         self._clock_out = self.create_publisher(ClockMsg, "/clock", RELIABLE)
         self._instruction = self.create_publisher(String, "instruction", LATCHED)
@@ -234,13 +248,18 @@ class SimRobotNode(Node):
     def _publish_images(self) -> None:
         stamp_s = self._stamp_s()
         delay_s = self._delay_s()  # both pictures are of one moment
-        for publisher, message in zip(self._cameras, self._image_messages(stamp_s), strict=True):
+        for publisher, message in self._image_messages(stamp_s):
             self._send(publisher, message, delay_s)
 
-    def _image_messages(self, stamp_s: float) -> Iterator[Image]:
-        pictures = self._arm.images().values()
-        for name, pixels in zip(CAMERA_NAMES, pictures, strict=True):
-            yield image_from_rgb(pixels, stamp_s, f"camera_{name}")
+    def _image_messages(self, stamp_s: float) -> Iterator[tuple[Publisher, Any]]:
+        form, quality = self.parameters["camera_transport"], self.parameters["jpeg_quality"]
+        for k, pixels in enumerate(self._arm.images().values()):
+            frame_id = f"camera_{CAMERA_NAMES[k]}"
+            if self._compressed:
+                message = compressed_from_rgb(pixels, stamp_s, frame_id, form, quality)
+                yield self._compressed[k], message
+            if self._raw or self._cameras[k].get_subscription_count():
+                yield self._cameras[k], image_from_rgb(pixels, stamp_s, frame_id)
 
 
 def main() -> int:

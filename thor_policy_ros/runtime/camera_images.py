@@ -24,6 +24,7 @@ ENCODINGS: Mapping[str, tuple[int, tuple[int, int, int]]] = {
     "mono8": (1, (0, 0, 0)),
 }
 COMPRESSED_FORMATS = ("JPEG", "PNG")
+JPEG_QUALITY = 90
 
 
 class MessageError(ValueError):
@@ -96,6 +97,16 @@ def compressed_to_rgb(message: CompressedImageMessage, rotate_180: bool = False)
     if mode.startswith("I") or mode == "F":
         raise MessageError(f"compressed image has {mode} pixels; wanted 8 bits a channel")
     return _oriented(pixels, rotate_180)
+
+
+def rgb_to_compressed(pixels: U8, form: str, quality: int = JPEG_QUALITY) -> bytes:
+    """u8[H,W,3], RGB, as a 'jpeg' of this quality (1 to 100) or a 'png', which loses nothing."""
+    if form.upper() not in COMPRESSED_FORMATS:
+        raise ValueError(f"unknown image format {form!r}; choose jpeg or png")
+    options = {"quality": quality} if form == "jpeg" else {"compress_level": 1}
+    buffer = io.BytesIO()
+    PilImage.fromarray(pixels).save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 def _oriented(pixels: U8, rotate_180: bool) -> U8:
