@@ -91,6 +91,18 @@ def test_black_images_are_black_and_the_right_size(env: TabletopArm) -> None:
     assert all(image.any() for image in runner.steps[0][0].images.values())
 
 
+def test_images_through_a_jpeg_are_nearly_the_same(env: TabletopArm) -> None:
+    runner = ExpertRunner(env)
+    run_episode(env, runner, Conditions(), 1)
+    normal = runner.steps[0][0].images
+    for quality, most in ((90, 20.0), (20, 60.0)):
+        runner = ExpertRunner(env)
+        run_episode(env, runner, Conditions(images=f"jpeg_{quality}"), 1)
+        for slot, image in runner.steps[0][0].images.items():
+            error = np.abs(image.astype(int) - normal[slot]).mean()
+            assert image.shape == normal[slot].shape and 0.0 < error < most
+
+
 def test_what_is_told(env: TabletopArm) -> None:
     for episode in range(12):
         env.reset(episode, 0.1)
@@ -117,7 +129,7 @@ def test_a_runner_that_refuses_leaves_the_arm_where_it_is(env: TabletopArm) -> N
     ("change", "message"),
     [
         ({"instruction": "loud"}, "choose one of: right, blank, wrong"),
-        ({"images": "pink"}, "choose one of: normal, black"),
+        ({"images": "pink"}, "choose one of: normal, black, jpeg_90"),
         ({"speed_m_s": -0.1}, "speed_m_s wants at least 0"),
         ({"num_steps": 0}, "num_steps wants at least 1"),
         ({"replan": 0}, "replan wants at least 1"),

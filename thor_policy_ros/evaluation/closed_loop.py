@@ -14,6 +14,7 @@ import numpy as np
 
 from thor_policy_ros.evaluation.motion_trace import MotionTrace
 from thor_policy_ros.runtime.blending import BLENDINGS
+from thor_policy_ros.runtime.camera_images import through_jpeg
 from thor_policy_ros.runtime.executor import ChunkExecutor
 from thor_policy_ros.runtime.policy_runner import PolicyRunner
 from thor_policy_ros.runtime.real_time_chunking import ChunkingRules, RealTimeChunking
@@ -23,7 +24,8 @@ from thor_policy_ros.types import ActionChunk, Observation, StepResult
 
 CONTROL_DT_S = 0.01
 INSTRUCTIONS = ("right", "blank", "wrong")
-IMAGES = ("normal", "black")
+JPEG = "jpeg_"  # and the quality
+IMAGES = ("normal", "black", f"{JPEG}90", f"{JPEG}50", f"{JPEG}20")
 INDEXINGS = ("aligned", "naive")
 
 
@@ -32,7 +34,8 @@ class Conditions:
     """How episodes are run.
 
     instruction: 'right', 'blank' or 'wrong' (another object of the scene; success still means
-    the one intended). images: 'normal' or 'black'. speed_m_s: of the objects.
+    the one intended). images: 'normal', 'black', or as they
+    come out of a JPEG of that quality. speed_m_s: of the objects.
     latency_ms: simulated time from an observation to its chunk reaching the executor.
     replan: policy ticks of 0.1 s between two chunks.
     indexing: a chunk is executed from the row of its observation's age ('aligned'), or from
@@ -252,4 +255,7 @@ class ControlLoop:
         images = self._env.images()
         if self._conditions.images == "black":
             images = {slot: np.zeros_like(image) for slot, image in images.items()}
+        elif self._conditions.images.startswith(JPEG):
+            quality = int(self._conditions.images.removeprefix(JPEG))
+            images = {slot: through_jpeg(image, quality) for slot, image in images.items()}
         return Observation(images, self._env.state(), self._told, now_s)

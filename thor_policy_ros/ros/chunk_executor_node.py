@@ -58,6 +58,8 @@ from thor_policy_ros.runtime.latency import LatencyWindow, RateMeter
 from thor_policy_ros.runtime.latest_frames import CLOCK_TOLERANCE_S
 
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+# A second of ticks: who judges the motion by it misses none while it is busy.
+EVERY_TICK = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 REFUSAL_SHOWN_S = 5.0
 SAY_AGAIN_S = 0.2
 STATE_LEVELS = {"waiting": STALE, "holding": WARN, "stopped": ERROR}
@@ -118,7 +120,7 @@ class ChunkExecutorNode(Node):
             if output in ("trajectory", "both")
             else None
         )
-        self._states = self.create_publisher(JointState, "~/commanded_state", RELIABLE)
+        self._states = self.create_publisher(JointState, "~/commanded_state", EVERY_TICK)
         self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, RELIABLE)
         self.create_subscription(
             JointState, JOINT_STATES, self._on_joint_state, sensor_qos("best_effort")

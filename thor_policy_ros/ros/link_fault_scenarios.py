@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from thor_policy_ros.ros.fault_rig import POLICY, FaultRig
-from thor_policy_ros.ros.fault_scenarios import SLOW_RECOVERY_S, Act, Scenario
+from thor_policy_ros.ros.fault_scenarios import Act, Scenario
 from thor_policy_ros.ros.link_fault_rig import LinkFaultRig
 
 FORGOTTEN_S = 25.0  # above the 20 s after which Fast DDS forgets a peer that it does not hear
-REDISCOVERY_S = 40.0
+REDISCOVERY_S = 60.0
+RESTART_S = 180.0  # the model loaded anew, and found by the other host, on a busy machine
 FLAP_S = 0.5
 
 
@@ -50,8 +51,8 @@ LINKS = tuple(
         Scenario("link_delays_300_ms", "link", _impair(delay_s=0.3), MEND, lasts_s=5.0),
         Scenario("policy_host_gone", "link", _link(LinkFaultRig.lose_policy_host),
                  _link(LinkFaultRig.bring_policy_host_back), lasts_s=4.0,
-                 recovers_s=SLOW_RECOVERY_S),
+                 recovers_s=RESTART_S),
         Scenario("policy_killed_on_its_host", "link", _link(lambda rig: rig.kill(POLICY)),
-                 recovers_s=SLOW_RECOVERY_S),
+                 recovers_s=RESTART_S),
     )
 )  # fmt: skip

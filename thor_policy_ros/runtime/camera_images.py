@@ -84,19 +84,26 @@ def image_to_rgb(message: ImageMessage, rotate_180: bool = False) -> U8:
 
 def compressed_to_rgb(message: CompressedImageMessage, rotate_180: bool = False) -> U8:
     """u8[H,W,3], RGB, of a JPEG or PNG. Raises MessageError for anything else."""
+    return _oriented(_decoded(message.data, message.format), rotate_180)
+
+
+def through_jpeg(pixels: U8, quality: int) -> U8:
+    """u8[H,W,3], RGB, as a receiver of a JPEG of this quality sees it."""
+    return _decoded(rgb_to_compressed(pixels, "jpeg", quality), "jpeg")
+
+
+def _decoded(data: Any, form: str) -> U8:
     try:
-        with PilImage.open(io.BytesIO(message.data), formats=COMPRESSED_FORMATS) as image:
+        with PilImage.open(io.BytesIO(data), formats=COMPRESSED_FORMATS) as image:
             mode, pixels = image.mode, np.asarray(image.convert("RGB"))
     except UnidentifiedImageError as error:
-        raise MessageError(
-            f"compressed image (format {message.format!r}) is neither JPEG nor PNG"
-        ) from error
+        raise MessageError(f"compressed image (format {form!r}) is neither JPEG nor PNG") from error
     # Pillow's decoders raise these for broken data, and for sizes made to exhaust memory.
     except (OSError, SyntaxError, ValueError, PilImage.DecompressionBombError) as error:
         raise MessageError(f"compressed image cannot be decoded: {error}") from error
     if mode.startswith("I") or mode == "F":
         raise MessageError(f"compressed image has {mode} pixels; wanted 8 bits a channel")
-    return _oriented(pixels, rotate_180)
+    return pixels
 
 
 def rgb_to_compressed(pixels: U8, form: str, quality: int = JPEG_QUALITY) -> bytes:
