@@ -25,6 +25,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
     "Begin": ("quick_start", "your_robot", "your_checkpoint", "backends", "tuning"),
     "Operate": (
         "operating",
+        "two_hosts",
         "troubleshooting",
         "safety",
         "security",

@@ -61,11 +61,11 @@ def viewer_table() -> str:
     return markdown_table(VIEWER)
 
 
-def fault_table() -> str:
-    """The stored run of `thor-policy faults`."""
+def fault_table(file: str = "faults.json") -> str:
+    """A stored run of `thor-policy faults`."""
     from thor_policy_ros.ros.fault_record import table
 
-    stored = guide_results.RESULTS / "faults.json"
+    stored = guide_results.RESULTS / file
     return table(json.loads(stored.read_text())["faults"])
 
 
@@ -78,11 +78,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "chunk_viewer_node": viewer_table,
     "diagnostics_thresholds": health_table,
     "policy.launch.py": lambda: guide_launch.table("policy.launch.py", "viewers.launch.py"),
+    "executor.launch.py": lambda: guide_launch.table("executor.launch.py"),
     "demo.launch.py": lambda: guide_launch.table("demo.launch.py"),
     "viewers.launch.py": lambda: guide_launch.table("viewers.launch.py"),
     "commands": guide_commands.commands,
     "checks": guide_checks.table,
     "faults": fault_table,
+    "link faults": lambda: fault_table("faults_two_hosts.json"),
     "backends": guide_results.backends,
     "latency": guide_results.latency,
     "precision": guide_results.precision,

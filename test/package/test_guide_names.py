@@ -29,7 +29,7 @@ ROWS = {
 NAMES = {node: {row.name for row in rows} for node, rows in ROWS.items()}
 LAUNCH = {
     argument.name
-    for file in ("policy.launch.py", "demo.launch.py", "viewers.launch.py")
+    for file in ("policy.launch.py", "executor.launch.py", "demo.launch.py", "viewers.launch.py")
     for argument in guide_launch.arguments(file)
 }
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}/{f.stem}")

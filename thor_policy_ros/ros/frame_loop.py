@@ -16,8 +16,8 @@ from thor_policy_ros.msg import FrameInputs, FrameLatency
 from thor_policy_ros.ros.conversions import chunk_to_msg, inputs_msg, latency_msg, seconds
 from thor_policy_ros.ros.decision_record import DecisionRecord
 from thor_policy_ros.ros.inference_thread import Tick
-from thor_policy_ros.runtime.gpu_errors import is_out_of_memory
 from thor_policy_ros.runtime.frame_hops import FrameHops, Hops
+from thor_policy_ros.runtime.gpu_errors import is_out_of_memory
 from thor_policy_ros.runtime.latency import LatencyWindow, Quantiles, RateMeter
 from thor_policy_ros.runtime.latency_injection import InjectedLatency
 from thor_policy_ros.runtime.latest_frames import LatestFrames, NotReady
