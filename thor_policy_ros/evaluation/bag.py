@@ -19,19 +19,22 @@ from typing import Any
 import numpy as np
 import yaml
 from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.serde import SerdeError
 
 from thor_policy_ros.runtime.camera_images import compressed_to_rgb, image_to_rgb
 from thor_policy_ros.types import F32, U8, Observation
 
 PACKAGE = "thor_policy_ros"
 STATE = "state"
+FACTS_FILE = "recording.json"
+"""What the recorder knew when it began, beside the bag: all that a cut recording leaves."""
 NS = 1e-9
 LATE_S = 2.0
 """An image may lie in the bag by this much after the frame that was computed from it."""
 
 
 BROKEN = (
-    *(AnyReaderError, OSError, ValueError, LookupError, TypeError, AttributeError),
+    *(AnyReaderError, SerdeError, OSError, ValueError, LookupError, TypeError, AttributeError),
     *(AssertionError, EOFError, ArithmeticError, struct.error, yaml.YAMLError, RecursionError),
     MemoryError,
 )
@@ -81,25 +84,26 @@ class _Camera:
 
 
 class Bag:
-    """Use as a context manager. BagError for what is no bag, is truncated or is not ours."""
+    """Use as a context manager. BagError for what is no bag, is truncated or is not ours.
 
-    def __init__(self, path: Path) -> None:
+    allow_cut: a bag without its end is read as far as it is whole, and `cut` says why it is not.
+    """
+
+    def __init__(self, path: Path, *, allow_cut: bool = False) -> None:
         self.path = path
-        if not (path / "metadata.yaml").is_file():
-            raise BagError(
-                f"{path} has no metadata.yaml: it is no bag, or its recording did not end well"
-            )
+        self.cut = ""
+        self._reader: Any
         try:
-            self._reader = AnyReader([path])
-            self._reader.open()
-        except BROKEN as error:
-            raise BagError(
-                f"{path} cannot be read, it may be truncated: {type(error).__name__}: {error}"
-            ) from error
+            self._reader = _opened(path)
+        except BagError as error:
+            if not allow_cut:
+                raise
+            self.cut = str(error)
+            self._reader = _opened_cut(path)
         try:
             self.facts = self._read_facts()
             self.parameters: dict[str, Any] = dict(self.facts["parameters"])
-            self._node = str(self.facts["node"])
+            self.node = str(self.facts["node"])
         except BaseException as error:
             self._reader.close()
             if isinstance(error, BagError) or not isinstance(error, BROKEN):
@@ -121,12 +125,22 @@ class Bag:
         self._reader.close()
 
     def _read_facts(self) -> dict[str, Any]:
-        metadata = yaml.safe_load((self.path / "metadata.yaml").read_text())
-        text = (metadata["rosbag2_bagfile_information"]["custom_data"] or {}).get(PACKAGE)
+        early, text = self.path / FACTS_FILE, None
+        if self.cut and early.is_file():
+            text = early.read_text()
+        elif self.cut and not (self.path / "metadata.yaml").is_file():
+            raise BagError(f"{self.path} has neither metadata.yaml nor {FACTS_FILE}")
+        else:
+            metadata = yaml.safe_load((self.path / "metadata.yaml").read_text())
+            text = (metadata["rosbag2_bagfile_information"]["custom_data"] or {}).get(PACKAGE)
         if text is None:
             raise BagError(f"{self.path} was not made by `thor-policy record`")
         facts: dict[str, Any] = json.loads(text)
         return facts
+
+    @property
+    def message_count(self) -> int:
+        return int(self._reader.message_count)
 
     @cached_property
     def duration_s(self) -> float:
@@ -138,9 +152,9 @@ class Bag:
 
     def frames(self) -> list[RecordedFrame]:
         """Every frame, in the order of time, with its chunk and latencies."""
-        inputs = list(self._messages(f"{self._node}/frame_inputs"))
-        chunks = _by_sequence(self._messages(f"{self._node}/action_chunk"))
-        latencies = _by_sequence(self._messages(f"{self._node}/frame_latency"))
+        inputs = list(self._messages(f"{self.node}/frame_inputs"))
+        chunks = _by_sequence(self._messages(f"{self.node}/action_chunk"))
+        latencies = _by_sequence(self._messages(f"{self.node}/frame_latency"))
         found = []
         for at_ns, message in inputs:
             gave = message.gave_chunk
@@ -167,12 +181,12 @@ class Bag:
             for camera in cameras:
                 users[camera.slot, frame.stamps_s.get(camera.slot, -1.0)] += 1
         held: dict[tuple[str, float], U8] = {}
-        stream = self._images(cameras)
+        stream = self._images(cameras, users)
         for frame in frames:
             wanted = {camera.slot: frame.stamps_s.get(camera.slot, -1.0) for camera in cameras}
             while any(key not in held for key in wanted.items()):
                 at_s, key, image = next(stream, (np.inf, None, None))
-                if key is not None and image is not None and users[key]:
+                if key is not None and image is not None:
                     held[key] = image
                 if at_s > frame.at_s + LATE_S:
                     break
@@ -189,14 +203,19 @@ class Bag:
                     held.pop(key, None)
 
     def _images(
-        self, cameras: tuple[_Camera, ...]
+        self, cameras: tuple[_Camera, ...], users: Mapping[tuple[str, float], int]
     ) -> Iterator[tuple[float, tuple[str, float] | None, U8 | None]]:
         by_topic = {camera.topic: camera for camera in cameras}
         connections = [c for c in self._reader.connections if c.topic in by_topic]
         for connection, at_ns, raw in self._read(connections):
             camera = by_topic[connection.topic]
             message = self._message(connection, raw)
+            if message is None:
+                continue
             stamp_s = _seconds(message.header.stamp)
+            if not users.get((camera.slot, stamp_s)):
+                yield at_ns * NS, None, None
+                continue
             decode = compressed_to_rgb if camera.compressed else image_to_rgb
             try:
                 image = decode(message, camera.rotate_180)
@@ -213,7 +232,7 @@ class Bag:
             ) from error
 
     def _recorded_cameras(self) -> tuple[_Camera, ...]:
-        values, space = self.parameters, self._node.rsplit("/", 1)[0]
+        values, space = self.parameters, self.node.rsplit("/", 1)[0]
         found = []
         for name in values["cameras"]:
             topic = values[f"camera.{name}.topic"]
@@ -230,12 +249,17 @@ class Bag:
     def _messages(self, topic: str) -> Iterator[tuple[int, Any]]:
         connections = [c for c in self._reader.connections if c.topic == topic]
         for connection, at_ns, raw in self._read(connections):
-            yield at_ns, self._message(connection, raw)
+            message = self._message(connection, raw)
+            if message is not None:
+                yield at_ns, message
 
     def _message(self, connection: Any, raw: bytes) -> Any:
+        """None for a message that is spoilt, in a bag that is known to be."""
         try:
             return self._reader.deserialize(raw, connection.msgtype)
         except BROKEN as error:
+            if self.cut:
+                return None
             raise BagError(f"{self.path}: a message of {connection.topic}: {error!r}") from error
 
     def _read(self, connections: list[Any]) -> Iterator[tuple[Any, int, bytes]]:
@@ -245,6 +269,34 @@ class Bag:
             yield from self._reader.messages(connections)
         except BROKEN as error:
             raise BagError(f"{self.path} cannot be read: {error}") from error
+
+
+def _opened(path: Path) -> AnyReader:
+    if not (path / "metadata.yaml").is_file():
+        raise BagError(
+            f"{path} has no metadata.yaml: it is no bag, or its recording did not end well"
+        )
+    try:
+        reader = AnyReader([path])
+        reader.open()
+    except BROKEN as error:
+        raise BagError(
+            f"{path} cannot be read, it may be truncated: {type(error).__name__}: {error}"
+        ) from error
+    return reader
+
+
+def _opened_cut(path: Path) -> Any:
+    try:
+        from thor_policy_ros.evaluation.cut_bag import CutReader
+    except ModuleNotFoundError as error:
+        raise BagError(
+            f"{path} was cut short, and reading it wants {error.name}: pip install mcap"
+        ) from error
+    try:
+        return CutReader(path)
+    except (OSError, ValueError) as error:
+        raise BagError(str(error)) from error
 
 
 Stamped = dict[int, list[tuple[int, Any]]]

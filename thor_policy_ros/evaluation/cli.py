@@ -120,6 +120,11 @@ COMMANDS = (
         "run a recording through a backend; compare actions and latency with it",
     ),
     Command(
+        "report",
+        "thor_policy_ros.evaluation.report",
+        "make an HTML page of a recording: latencies, deadlines, reuse, faults, worst moments",
+    ),
+    Command(
         "faults",
         "thor_policy_ros.evaluation.faults",
         "inject faults into the running nodes: is the robot safe, who is told, does it go on",

@@ -23,6 +23,8 @@ from rosbags.typesys.store import Typestore
 PACKAGE = "thor_policy_ros"
 MB = 1 << 20
 FREE_CHECKED_EVERY = 8 * MB
+FACTS_FILE = "recording.json"
+"""Beside the bag: the metadata of a recording that is cut short is never written."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,17 @@ class BagWriter:
     """`put` may be called from any thread; `close` ends the bag and says why it ended early.
 
     facts: what a reader of the bag must know, kept in its metadata; called when the bag ends.
+    early_facts: the same as far as it is known now, for a recording that is cut short.
     Raises OSError where no bag can be made.
     """
 
     def __init__(
-        self, path: Path, store: Typestore, facts: Callable[[], Mapping[str, Any]], bounds: Bounds
+        self,
+        path: Path,
+        store: Typestore,
+        facts: Callable[[], Mapping[str, Any]],
+        bounds: Bounds,
+        early_facts: Mapping[str, Any] | None = None,
     ) -> None:
         if path.exists():
             raise FileExistsError(f"{path} exists already; a bag wants a new folder")
@@ -59,6 +67,7 @@ class BagWriter:
         self._path, self._store, self._facts, self._bounds = path, store, facts, bounds
         self._writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()
+        (path / FACTS_FILE).write_text(json.dumps(dict(early_facts or {})))
         self._connections: dict[str, Connection] = {}
         self._waiting: deque[tuple[str, int, bytes]] = deque()
         self._waiting_bytes = self._unchecked_bytes = 0

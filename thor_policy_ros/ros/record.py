@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import platform
 import signal
 import sys
 import time
@@ -158,6 +160,18 @@ def _plain(value: Any) -> Any:
     return list(plain)
 
 
+def machine() -> dict[str, Any]:
+    """The computer that records, often the robot's own."""
+    return {
+        "host": platform.node(),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "cpu_count": os.cpu_count(),
+        "python": platform.python_version(),
+        "ros_distro": os.environ.get("ROS_DISTRO", ""),
+        "rmw": rclpy.get_rmw_implementation_identifier(),
+    }
+
+
 def record(arguments: argparse.Namespace, recorder: Recorder) -> int:
     """0, or 1 when the recording ended early or lacks what a replay needs."""
     values = recorder.parameters_of(arguments.node)
@@ -170,17 +184,18 @@ def record(arguments: argparse.Namespace, recorder: Recorder) -> int:
         )
     bounds = Bounds(arguments.queue_mb * MB, arguments.keep_free_mb * MB)
     writer: BagWriter
+    known = {
+        "version": thor_policy_ros.__version__,
+        "node": arguments.node,
+        "parameters": values,
+        "recorder": machine(),
+    }
 
     def facts() -> dict[str, Any]:
-        return {
-            "version": thor_policy_ros.__version__,
-            "node": arguments.node,
-            "parameters": values,
-            "dropped": dict(writer.dropped),
-        }
+        return {**known, "dropped": dict(writer.dropped)}
 
     store = typestore(Path(get_package_share_directory(PACKAGE)) / "msg")
-    writer = BagWriter(arguments.output, store, facts, bounds)
+    writer = BagWriter(arguments.output, store, facts, bounds, known)
     for wanted in topics:
         writer.add_topic(wanted.topic, wanted.type_name)
     writer.start()
