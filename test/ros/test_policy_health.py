@@ -18,7 +18,7 @@ from thor_policy_ros.ros.inputs import Camera, InputRecord
 from thor_policy_ros.ros.parameter_tables import POLICY
 from thor_policy_ros.ros.policy_health import PolicyHealth
 from thor_policy_ros.runtime.latency import Quantiles, RateMeter
-from thor_policy_ros.runtime.latest_frames import LatestFrames
+from thor_policy_ros.runtime.latest_frames import LatestFrames, NotReady
 
 AGGREGATOR = (
     Path(thor_policy_ros.__file__).resolve().parents[1]
@@ -245,3 +245,26 @@ def test_the_aggregator_puts_every_status_into_exactly_one_group() -> None:
     parts = {part for parts in groups.values() for part in parts}
     unused = {part for part in parts if not any(part in name for name in names)}
     assert unused <= {"chunk_executor_node: safety"}
+
+
+def test_a_frozen_camera_is_told_in_its_own_words_and_stops_where_told() -> None:
+    inputs, health = Inputs(), PolicyHealth(parameters())
+    inputs.frames.frozen_after_s = 1.0
+    for k in range(1, 46):
+        inputs.frames.put_image("base_0_rgb", np.zeros((2, 2, 3), np.uint8), 5.0 + k / 30)
+    now_s = 5.0 + 45 / 30
+    inputs.frames.put_state(np.zeros(1, np.float32), now_s)
+    for _ in range(45):
+        inputs.records["base_0_rgb"].rate.tick(now_s)
+    inputs.frames.set_prompt("go")
+    camera = inputs.reports(health, now_s)["camera base"]
+    assert camera.level == WARN
+    assert camera.message.startswith("frozen, the same picture for 1.5 s with new stamps")
+    assert camera.values["same_picture_s"] == pytest.approx(1.47, abs=0.1)
+
+    inputs.frames.refuse_frozen = True
+    refused = inputs.frames.snapshot(now_s)
+    assert isinstance(refused, NotReady)
+    camera = inputs.reports(health, now_s, not_ready=refused.reasons)["camera base"]
+    assert camera.level == ERROR and camera.message.count("frozen") == 1
+    assert inputs.reports(health, now_s, active=False)["camera base"].level == STALE

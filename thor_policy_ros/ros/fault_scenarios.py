@@ -17,6 +17,7 @@ from thor_policy_ros.ros.conversions import seconds, time_msg
 from thor_policy_ros.ros.fault_rig import EXECUTOR, POLICY, ROBOT, FaultRig
 
 Act = Callable[[FaultRig], None]
+FREEZE_S = 5.0  # a camera counts as frozen after frozen_camera_after_s, 2 s
 SLOW_RECOVERY_S = 90.0  # a process that loads the model anew, on a busy machine
 
 
@@ -206,7 +207,11 @@ def _jump_clock(by_s: float) -> Act:
 
 CAMERA = (
     Scenario("cameras_stop", "camera", _set("image", lambda m: ()), short=True),
-    Scenario("cameras_freeze_with_new_stamps", "camera", _frozen),
+    Scenario("cameras_freeze_with_new_stamps", "camera", _frozen, lasts_s=FREEZE_S),
+    Scenario("cameras_freeze_where_that_stops", "camera",
+             _both(_parameter("frozen_camera_action", "stop"), _frozen),
+             _both(mend, _parameter("frozen_camera_action", "warn")),
+             lasts_s=FREEZE_S, short=True),
     Scenario("cameras_slow_to_2_hz", "camera", _every(15)),
     Scenario("cameras_burst_at_200_hz", "camera", _set("image", lambda m: (m,) * 7)),
     Scenario("wrong_encoding", "camera", _set("image", _edited(encoding="16UC1")), short=True),
@@ -219,7 +224,7 @@ CAMERA = (
     Scenario("image_stamps_10_s_ahead", "camera", _set("image", _stamped(lambda s: s + 10.0))),
     Scenario("image_stamps_10_s_old", "camera", _set("image", _stamped(lambda s: s - 10.0))),
     Scenario("image_stamps_run_backwards", "camera", _backwards),
-)
+)  # fmt: skip
 JOINT = (
     Scenario("joint_states_stop", "joints", _set("joints", lambda m: ())),
     Scenario("joint_missing", "joints", _joints(_drop_first), short=True),

@@ -40,6 +40,25 @@ HEALTH = (
         live=True,
     ),
     ParameterRow(
+        "frozen_camera_after_s",
+        "double",
+        2.0,
+        "A camera that sends the very same picture with new stamps for so long is frozen; 0: never "
+        "(a simulated one has no noise, and before a still scene seems frozen)",
+        "s",
+        bounds=(0.0, 60.0),
+        live=True,
+    ),
+    ParameterRow(
+        "frozen_camera_action",
+        "string",
+        "warn",
+        "While a camera is frozen: warn in diagnostics, or stop: no chunk, with that reason, until "
+        "its pictures change again",
+        choices=("warn", "stop"),
+        live=True,
+    ),
+    ParameterRow(
         "gpu_temperature_warn_c",
         "double",
         85.0,

@@ -51,6 +51,8 @@ class PolicyHealth:
         reasons = statistics.not_ready if statistics is not None and active else ()
         ages_s = frames.input_ages_s(now_s) if frames is not None else {}
         drops = frames.drops if frames is not None else {}
+        same_s = frames.same_picture_s if frames is not None else {}
+        frozen = frames.frozen if frames is not None and active else {}
         found = []
         for camera in cameras:
             report = Report(f"camera {camera.name}", fine="images come in time")
@@ -58,6 +60,9 @@ class PolicyHealth:
             if camera.slot in records:
                 report.values["slot"] = camera.slot
                 report.values["dropped"] = drops.get(camera.slot, 0)
+                report.values["same_picture_s"] = same_s.get(camera.slot)
+                if camera.slot in frozen and report.level != ERROR:
+                    report.note(WARN, frozen[camera.slot])
             found.append(report)
         if self._parameters["joint_names"]:
             report = Report("state", fine="joint states come in time")

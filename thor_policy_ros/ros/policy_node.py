@@ -201,6 +201,7 @@ class PolicyNode(RecoveringNode):
             parameters["max_input_age_s"],
             parameters["max_input_skew_s"],
         )
+        self._judge_frozen(self._frames)
         self._loop = self._make_loop(policy, self._frames, facts)
         self._switch = self._make_switch(loaded, references, self._loop, facts)
         self._inputs = PolicyInputs(
@@ -213,6 +214,10 @@ class PolicyNode(RecoveringNode):
             self._hops.arrived,
         )
         self._forget_inputs()
+
+    def _judge_frozen(self, frames: LatestFrames) -> None:
+        frames.frozen_after_s = self.parameters["frozen_camera_after_s"]
+        frames.refuse_frozen = self.parameters["frozen_camera_action"] == "stop"
 
     def _make_loop(
         self, policy: UnifiedPolicy, frames: LatestFrames, facts: PolicyFacts
@@ -371,6 +376,7 @@ class PolicyNode(RecoveringNode):
         if self._frames is not None:
             self._frames.max_age_s = self.parameters["max_input_age_s"]
             self._frames.max_skew_s = self.parameters["max_input_skew_s"]
+            self._judge_frozen(self._frames)
         if "control_rate_hz" in changed and self._timer is not None:
             self._restart_timer()
 

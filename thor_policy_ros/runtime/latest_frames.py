@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from thor_policy_ros.runtime.frozen_camera import FrozenWatch, sample
 from thor_policy_ros.types import F32, U8, Observation
 
 STATE = "state"
@@ -37,6 +38,7 @@ class _Camera:
     stamp_s: float = -math.inf
     unread: bool = False
     drops: int = 0
+    watch: FrozenWatch = field(default_factory=FrozenWatch)
 
     def put(self, image: U8, stamp_s: float) -> None:
         self.drops += self.unread
@@ -62,7 +64,9 @@ class LatestFrames:
     state_dim: length of the state; 0 if the policy wants none.
     max_age_s: an input older than this at the snapshot is stale.
     max_skew_s: two inputs farther apart than this do not show the same moment.
-    Both may be set while running.
+    frozen_after_s: a camera that sends the same picture for so long is frozen; 0: none ever is.
+    refuse_frozen: no observation while a camera is frozen.
+    All four may be set while running.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class LatestFrames:
         self._lock = threading.Lock()
         self._max_age_s = _positive("max_age_s", max_age_s)
         self._max_skew_s = _positive("max_skew_s", max_skew_s)
+        self.frozen_after_s = 0.0
+        self.refuse_frozen = False
         self._held = self._nothing()
 
     @property
@@ -99,6 +105,20 @@ class LatestFrames:
         with self._lock:
             return {slot: camera.drops for slot, camera in self._held.cameras.items()}
 
+    @property
+    def same_picture_s(self) -> dict[str, float]:
+        """Per slot: for how long the newest picture has been coming; NaN before the first, or
+        while frozen_after_s is 0."""
+        with self._lock:
+            return {slot: camera.watch.same_s for slot, camera in self._held.cameras.items()}
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """What to say of each camera that is frozen, by slot."""
+        with self._lock:
+            watches = {slot: camera.watch for slot, camera in self._held.cameras.items()}
+            return {slot: watch.words for slot, watch in watches.items() if watch.frozen}
+
     def reset(self) -> None:
         """Forget inputs, prompt and counters."""
         with self._lock:
@@ -117,12 +137,18 @@ class LatestFrames:
         _require_finite_stamp(slot, stamp_s)
         held = image.view()
         held.flags.writeable = False
+        after_s = self.frozen_after_s
+        sampled = sample(held) if after_s > 0 else b""
         with self._lock:
             camera = self._held.cameras[slot]
             if self._is_late(stamp_s, camera.stamp_s):
                 camera.drops += 1
                 return
             camera.put(held, stamp_s)
+            if after_s > 0:
+                camera.watch.add(held, sampled, stamp_s, after_s)
+            elif camera.watch.frozen:
+                camera.watch = FrozenWatch()
 
     def put_state(self, state: F32, stamp_s: float) -> None:
         """Keep a copy of `state`, f32[S], robot units; one that is late is ignored."""
@@ -173,6 +199,8 @@ class LatestFrames:
     def _reasons(self, now_s: float) -> tuple[str, ...]:
         stamps = self._stamps()
         found = [self._fault(name, now_s, stamp_s) for name, stamp_s in stamps.items()]
+        if self.refuse_frozen and not any(found):
+            found += [self._frozen(slot, camera) for slot, camera in self._held.cameras.items()]
         if not any(found):
             found.append(self._skew(stamps))
         broken = np.nonzero(~np.isfinite(self._held.state))[0].tolist()
@@ -191,6 +219,11 @@ class LatestFrames:
         if age_s < -CLOCK_TOLERANCE_S:
             return f"{name}: future, stamped {-age_s:.3f} s ahead of now; compare the clocks"
         return ""
+
+    def _frozen(self, slot: str, camera: _Camera) -> str:
+        if not camera.watch.frozen:
+            return ""
+        return f"{slot}: {camera.watch.words}"
 
     def _skew(self, stamps: Mapping[str, float]) -> str:
         oldest, newest = min(stamps, key=stamps.__getitem__), max(stamps, key=stamps.__getitem__)
