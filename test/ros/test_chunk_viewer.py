@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from nav_msgs.msg import Path as PathMsg
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image
 from support.ros_probe import RELIABLE, Probe
 from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import Marker, MarkerArray
@@ -18,7 +18,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 from thor_policy_ros.msg import ActionChunk as ActionChunkMsg
 from thor_policy_ros.msg import FrameLatency
 from thor_policy_ros.ros.chunk_viewer_node import ChunkViewerNode, description_file
-from thor_policy_ros.ros.conversions import image_from_rgb, seconds
+from thor_policy_ros.ros.conversions import camera_info_msg, image_from_rgb, seconds
 from thor_policy_ros.ros.markers import (
     BAND_HEIGHT,
     annotated,
@@ -29,22 +29,25 @@ from thor_policy_ros.ros.markers import (
 )
 from thor_policy_ros.runtime.camera_images import image_to_rgb
 from thor_policy_ros.runtime.urdf import Urdf
+from thor_policy_ros.sim.arm_env import TabletopArm
 from thor_policy_ros.sim.kinematics import tip_position
 from thor_policy_ros.types import ActionChunk
 
 JOINTS = ("base_yaw", "shoulder", "elbow", "wrist", "suction")
 ROWS = np.linspace([0.0, 0.1, 1.2, 0.4, 0.0], [0.6, 0.5, 1.6, 0.9, 1.0], 10).astype(np.float32)
+IN_VIEW = np.linspace([-0.3, 0.3, 1.9, 0.9, 0.0], [0.3, 0.5, 1.7, 0.8, 1.0], 10).astype(np.float32)
+"""Rows that the simulated camera above the table sees."""
 CHUNK = ActionChunk(ROWS, dt_s=0.1, observed_at_s=100.0)
 NODE = "chunk_viewer_node"
 
 
-def message() -> ActionChunkMsg:
+def message(rows: np.ndarray = ROWS) -> ActionChunkMsg:
     made = ActionChunkMsg(
         joint_names=list(JOINTS), horizon=10, action_dim=5, dt=0.1, instruction="pick up the cube"
     )
     made.backend = "pytorch"
     made.observed_at.sec = 100
-    made.actions = ROWS.ravel().tolist()
+    made.actions = rows.ravel().tolist()
     return made
 
 
@@ -170,6 +173,69 @@ def test_the_camera_is_annotated_while_somebody_looks(
     assert (image_to_rgb(shown)[0] == 0).all() and (image_to_rgb(shown)[BAND_HEIGHT] == 128).all()
 
 
+def seen_by_the_simulated_camera() -> np.ndarray:
+    """f64[10,2], pixels: by the renderer's own projection, not by ours."""
+    arm = TabletopArm()
+    camera = arm._cameras["base_0_rgb"]
+    return camera.project(arm._data, tip_position(IN_VIEW[:, :4])) * 64 - 0.5
+
+
+def test_the_chunk_is_drawn_where_the_camera_sees_it(
+    probe: Probe, make: Callable[..., ChunkViewerNode]
+) -> None:
+    """The URDF says where the simulated camera is, camera_info how it sees."""
+    node = make(robot_description_file="demo_arm.urdf", tip_link="tip", camera_topic="camera")
+    chunks = probe.create_publisher(ActionChunkMsg, "action_chunk", RELIABLE)
+    images = probe.create_publisher(Image, "camera", RELIABLE)
+    infos = probe.create_publisher(CameraInfo, "camera_base/camera_info", RELIABLE)
+    info = camera_info_msg(TabletopArm().intrinsics()["base_0_rgb"], (64, 64), 5.0, "camera_base")
+    grey = np.full((64, 64, 3), 128, np.uint8)
+
+    def again() -> None:
+        infos.publish(info)
+        chunks.publish(message(IN_VIEW))
+        images.publish(image_from_rgb(grey, 5.0, "camera_base"))
+
+    expected = seen_by_the_simulated_camera()
+    assert ((expected > 0) & (expected < 63)).all()
+    for _ in range(20):
+        shown = image_to_rgb(heard(probe, Image, "annotated_image", again))
+        if (shown[BAND_HEIGHT:-BAND_HEIGHT] != 128).any():
+            break
+    found = node._in_image(grey, node._now_s())
+    assert found is not None
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    inside = shown[BAND_HEIGHT:-BAND_HEIGHT]
+    drawn = np.argwhere((inside != 128).any(axis=2))[:, ::-1]
+    distance = np.linalg.norm(drawn[:, None] - (expected + 0.5) * 5, axis=2)
+    assert distance.min(axis=0).max() < 4, "through every row"
+    assert distance.min(axis=1).max() < 5 * np.linalg.norm(np.diff(expected, axis=0), axis=1).max()
+    x, y = ((expected[0] + 0.5) * 5).round().astype(int)
+    assert inside[y, x, 1] > inside[y, x, 0], "it begins green"
+
+
+def test_without_a_calibrated_camera_or_its_place_nothing_is_drawn(
+    make: Callable[..., ChunkViewerNode],
+) -> None:
+    node = make(robot_description_file="demo_arm.urdf", tip_link="tip")
+    image = np.zeros((64, 64, 3), np.uint8)
+    node._on_chunk(message())
+    now_s = node._now_s()
+    assert node._in_image(image, now_s) is None
+    k = TabletopArm().intrinsics()["base_0_rgb"]
+    node._on_info(camera_info_msg(0 * k, (64, 64), 5.0, "camera_base"))
+    assert node._in_image(image, now_s) is None
+    node._on_info(camera_info_msg(k, (64, 64), 5.0, "nowhere"))
+    assert node._in_image(image, now_s) is None
+    node._on_info(camera_info_msg(k, (64, 64), 5.0, "camera_base"))
+    assert node._in_image(image, now_s) is not None
+    assert node._in_image(image, now_s + 3.0) is None, "of a chunk that is old"
+    given = make(lambda joints, names: joints[:, :3], frame_id="world", camera_pose=[0.0] * 6)
+    given._on_chunk(message())
+    given._on_info(camera_info_msg(k, (64, 64), 5.0, "anything"))
+    assert given._in_image(image, now_s) is not None
+
+
 def test_wrong_parameters_are_refused_with_the_choices(tmp_path: Path) -> None:
     def refused(hook: Any = None, **values: Any) -> str:
         overrides = [Parameter(name, value=value) for name, value in values.items()]
@@ -179,5 +245,6 @@ def test_wrong_parameters_are_refused_with_the_choices(tmp_path: Path) -> None:
 
     assert "neither a file" in refused(robot_description_file="no.urdf", tip_link="tip")
     demo = {"robot_description_file": "demo_arm.urdf"}
-    assert "the URDF's links are: column" in refused(tip_link="hand", **demo)
+    assert "the URDF's links are: camera_base, column" in refused(tip_link="hand", **demo)
+    assert "got 2 values" in refused(camera_pose=[1.0, 2.0])
     assert "set frame_id" in refused(lambda joints, names: joints)

@@ -14,7 +14,7 @@ from ament_index_python.packages import get_package_share_directory
 from nav_msgs.msg import Path as PathMsg
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import MarkerArray
@@ -34,8 +34,12 @@ from thor_policy_ros.ros.parameters import NodeParameters
 from thor_policy_ros.ros.process import run_node
 from thor_policy_ros.ros.viewer_parameters import VIEWER
 from thor_policy_ros.runtime.camera_images import MessageError, compressed_to_rgb, image_to_rgb
-from thor_policy_ros.runtime.urdf import Urdf, UrdfError
+from thor_policy_ros.runtime.pinhole import F64, Pinhole
+from thor_policy_ros.runtime.urdf import Urdf, UrdfError, pose_of
+from thor_policy_ros.types import U8
 
+SHOWN_S = 2.0
+"""A chunk that is older is not drawn into the image; rviz's markers live as long."""
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 
 
@@ -55,7 +59,10 @@ class ChunkViewerNode(Node):
         self._urdf: Urdf | None = None
         self._chunk: ActionChunk | None = None
         self._frame: FrameLatency | None = None
-        self._image_at_s = -np.inf
+        self._image_at_s = self._points_at_s = -np.inf
+        self._info: CameraInfo | None = None
+        self._points = np.zeros((0, 3))
+        self._first_row = np.zeros((1, 0))
         if forward_kinematics is not None and not self.parameters["frame_id"]:
             raise ValueError("set frame_id: the frame in which forward_kinematics gives positions")
         self._trajectories = self.create_publisher(JointTrajectory, "~/joint_trajectory", RELIABLE)
@@ -64,6 +71,9 @@ class ChunkViewerNode(Node):
         self._images = self.create_publisher(Image, "~/annotated_image", RELIABLE)
         self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, RELIABLE)
         self.create_subscription(FrameLatency, "frame_latency", self._on_latency, RELIABLE)
+        pose = self.parameters["camera_pose"]
+        if len(pose) not in (0, 6):
+            raise ValueError(f"camera_pose wants x, y, z, roll, pitch, yaw; got {len(pose)} values")
         self._subscribe_camera()
         self._find_description()
 
@@ -78,6 +88,12 @@ class ChunkViewerNode(Node):
         compressed = self.parameters["camera_transport"] == "compressed"
         kind = CompressedImage if compressed else Image
         self.create_subscription(kind, topic, self._on_image, sensor_qos("best_effort"))
+        info = self.parameters["camera_info_topic"]
+        if info:
+            self.create_subscription(CameraInfo, info, self._on_info, sensor_qos("best_effort"))
+
+    def _on_info(self, message: CameraInfo) -> None:
+        self._info = message
 
     def _find_description(self) -> None:
         name, tip = self.parameters["robot_description_file"], self.parameters["tip_link"]
@@ -116,16 +132,18 @@ class ChunkViewerNode(Node):
         self._chunk = message
         self._trajectories.publish(trajectory_msg(chunk, message.joint_names))
         try:
-            points, frame_id = self._points(chunk.actions, message.joint_names)
+            points, frame_id = self._tool_path(chunk.actions, message.joint_names)
         except UrdfError as error:
             self._warn(f"no path is shown: {error}")
             return
+        self._points, self._points_at_s = points, self._now_s()
+        self._first_row = chunk.actions[:1].astype(np.float64)
         if len(points):
             stamp_s, width_m = seconds(message.header.stamp), self.parameters["line_width_m"]
             self._paths.publish(path_msg(points, chunk, frame_id))
             self._markers.publish(marker_array(points, message, stamp_s, frame_id, width_m))
 
-    def _points(self, actions: Any, joint_names: Any) -> tuple[Any, str]:
+    def _tool_path(self, actions: Any, joint_names: Any) -> tuple[Any, str]:
         """Where the tool will be, f64[H,3], and in which frame; no rows where that is unknown."""
         frame_id, joints = self.parameters["frame_id"], actions.astype(np.float64)
         if self._kinematics is not None:
@@ -136,7 +154,7 @@ class ChunkViewerNode(Node):
         return chain.positions(joints), frame_id or chain.root
 
     def _on_image(self, message: Any) -> None:
-        now_s = self.get_clock().now().nanoseconds * 1e-9
+        now_s = self._now_s()
         due = abs(now_s - self._image_at_s) >= 1.0 / self.parameters["image_rate_hz"]
         if not due or not self._images.get_subscription_count():
             return
@@ -147,9 +165,41 @@ class ChunkViewerNode(Node):
         except MessageError as error:
             self._warn(f"image refused: {error}")
             return
-        shown = annotated(image, *caption(self._chunk, self._frame))
+        shown = annotated(image, *caption(self._chunk, self._frame), self._in_image(image, now_s))
         stamp_s, frame_id = seconds(message.header.stamp), message.header.frame_id
         self._images.publish(image_from_rgb(shown, stamp_s, frame_id))
+
+    def _in_image(self, image: U8, now_s: float) -> F64 | None:
+        """The path as the camera sees it, f64[N,2] pixels; None where that is not known."""
+        if self._info is None or not len(self._points) or now_s - self._points_at_s > SHOWN_S:
+            return None
+        height, width = image.shape[:2]
+        try:
+            pinhole = Pinhole.of(self._info.k, self._info.width, self._info.height)
+            seen = pinhole.sized(width, height).project(self._points, self._camera_pose())
+        except ValueError as error:
+            self._warn(f"the chunk is not drawn into the image: {error}")
+            return None
+        if self.parameters["camera_rotate_180"]:
+            seen = np.array([width - 1, height - 1]) - seen
+        return seen
+
+    def _camera_pose(self) -> F64:
+        """f64[4,4] in the frame of the path. A camera that the arm carries: where the chunk
+        begins. Raises UrdfError where nothing says it.
+        """
+        given = self.parameters["camera_pose"]
+        if given:
+            return pose_of(given[:3], given[3:])
+        link = self._info.header.frame_id if self._info is not None else ""
+        if self._urdf is None or self._chunk is None:
+            raise UrdfError("set camera_pose: there is no URDF that says where the camera is")
+        chain = self._urdf.chain(link, self._chunk.joint_names)
+        pose: F64 = chain.poses(self._first_row)[0]
+        return pose
+
+    def _now_s(self) -> float:
+        return float(self.get_clock().now().nanoseconds * 1e-9)
 
     def _warn(self, text: str) -> None:
         self.get_logger().warning(text, throttle_duration_sec=5.0)

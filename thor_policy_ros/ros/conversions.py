@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from builtin_interfaces.msg import Time as TimeMsg
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray, Header
 
 from thor_policy_ros.msg import ActionChunk as ActionChunkMsg
@@ -62,6 +62,16 @@ def joint_positions(message: JointState, names: Sequence[str]) -> F32:
     if bad:
         raise MessageError(f"JointState position is not finite: {', '.join(bad)}")
     return np.array([at[name] for name in names], np.float32)
+
+
+def camera_info_msg(k: F64, size: tuple[int, int], stamp_s: float, frame_id: str) -> CameraInfo:
+    """Of a pinhole without distortion. k: f64[3,3]; size: width and height."""
+    message = CameraInfo(header=header(stamp_s, frame_id), distortion_model="plumb_bob")
+    message.width, message.height = size
+    message.k = k.ravel()
+    message.d, message.r = [0.0] * 5, np.eye(3).ravel()
+    message.p = np.hstack([k, np.zeros((3, 1))]).ravel()
+    return message
 
 
 def image_from_rgb(pixels: U8, stamp_s: float, frame_id: str) -> Image:

@@ -28,6 +28,7 @@ ForwardKinematics = Callable[[F64, Sequence[str]], F64]
 LIFETIME = Duration(sec=2)
 TEXT_HEIGHT_M = 0.04
 NOW, LATER = (0.1, 0.8, 0.2), (0.9, 0.2, 0.1)
+FAR_PIXELS = 1e5
 READABLE_WIDTH, BAND_HEIGHT = 320, 16  # pixels; the font's letters are 10 high
 
 
@@ -104,10 +105,11 @@ def caption(chunk: ActionChunkMsg | None, frame: FrameLatency | None) -> tuple[s
     return above, f"{frame.backend} {frame.total_ms:.1f} ms{late} | {frame.decision}"
 
 
-def annotated(image: U8, above: str, below: str) -> U8:
+def annotated(image: U8, above: str, below: str, path: F64 | None = None) -> U8:
     """A larger copy with a line of words above and one below it, none of the image hidden.
 
     image: u8[H,W,3]; a small one is enlarged by a whole factor, so that words have room.
+    path: f64[N,2], pixels of the image, drawn from green (now) to red; NaN where it is not seen.
     """
     factor = max(1, math.ceil(READABLE_WIDTH / image.shape[1]))
     enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -115,9 +117,25 @@ def annotated(image: U8, above: str, below: str) -> U8:
     picture = PilImage.new("RGB", (width, height + 2 * BAND_HEIGHT))
     picture.paste(PilImage.fromarray(enlarged), (0, BAND_HEIGHT))
     draw = ImageDraw.Draw(picture)
+    if path is not None:
+        _draw_path(draw, (path + 0.5) * factor + (0.0, BAND_HEIGHT))
+        for y in (0, height + BAND_HEIGHT):  # what left the image
+            draw.rectangle((0, y, width, y + BAND_HEIGHT - 1), fill=(0, 0, 0))
     for text, y in ((above, 0), (below, height + BAND_HEIGHT)):
         draw.text((2, y + 2), _fitting(draw, text, width - 4), fill=(255, 255, 255))
     return np.array(picture)
+
+
+def _draw_path(draw: ImageDraw.ImageDraw, points: F64) -> None:
+    shades = np.linspace(0.0, 1.0, max(len(points) - 1, 1))
+    # Far beyond the edges Pillow's integers overflow.
+    seen = [bool((np.abs(point) < FAR_PIXELS).all()) for point in points]  # no NaN is
+    for k, shade in enumerate(shades[: len(points) - 1]):
+        if not (seen[k] and seen[k + 1]):
+            continue
+        mixed = (1 - shade) * np.array(NOW) + shade * np.array(LATER)
+        colour = tuple(int(255 * part) for part in mixed)
+        draw.line([*map(float, points[k]), *map(float, points[k + 1])], fill=colour, width=2)
 
 
 def _fitting(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:

@@ -22,11 +22,17 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock as ClockMsg
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray, String
 
 from thor_policy_ros.msg import EpisodeResult
-from thor_policy_ros.ros.conversions import compressed_from_rgb, header, image_from_rgb, time_msg
+from thor_policy_ros.ros.conversions import (
+    camera_info_msg,
+    compressed_from_rgb,
+    header,
+    image_from_rgb,
+    time_msg,
+)
 from thor_policy_ros.ros.delay_line import DelayLine
 from thor_policy_ros.ros.diagnostics import DiagnosticsPublisher
 from thor_policy_ros.ros.inputs import JOINT_STATES, LATCHED
@@ -124,6 +130,10 @@ class SimRobotNode(Node):
                 for name in CAMERA_NAMES
             ]
         )
+        self._infos = [
+            self.create_publisher(CameraInfo, f"camera_{name}/camera_info", RELIABLE)
+            for name in CAMERA_NAMES
+        ]
         self._joints = self.create_publisher(JointState, JOINT_STATES, RELIABLE)
         self._clock_out = self.create_publisher(ClockMsg, "/clock", RELIABLE)
         self._instruction = self.create_publisher(String, "instruction", LATCHED)
@@ -250,6 +260,10 @@ class SimRobotNode(Node):
         delay_s = self._delay_s()  # both pictures are of one moment
         for publisher, message in self._image_messages(stamp_s):
             self._send(publisher, message, delay_s)
+        for number, k in enumerate(self._arm.intrinsics().values()):
+            size = int(2 * k[0, 2] + 1), int(2 * k[1, 2] + 1)  # the lens is over the middle
+            info = camera_info_msg(k, size, stamp_s, f"camera_{CAMERA_NAMES[number]}")
+            self._infos[number].publish(info)
 
     def _image_messages(self, stamp_s: float) -> Iterator[tuple[Publisher, Any]]:
         form, quality = self.parameters["camera_transport"], self.parameters["jpeg_quality"]

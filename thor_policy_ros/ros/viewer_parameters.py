@@ -38,6 +38,21 @@ VIEWER = (
         choices=("raw", "compressed"),
     ),
     ParameterRow(
+        "camera_info_topic",
+        "string",
+        "camera_base/camera_info",
+        "CameraInfo of camera_topic, by which the chunk is drawn into its image; empty: it is not",
+    ),
+    ParameterRow(
+        "camera_pose",
+        "double[]",
+        None,
+        "Pose of the camera's optical frame in the frame of the path: x, y, z, roll, pitch, yaw; "
+        "unset: the URDF's link that camera_info names",
+        "m and rad",
+        bounds=(-1e6, 1e6),
+    ),
+    ParameterRow(
         "camera_rotate_180",
         "bool",
         False,

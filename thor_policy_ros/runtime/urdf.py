@@ -51,13 +51,17 @@ class Chain:
 
     def positions(self, joints: F64) -> F64:
         """Where the link's origin is in the root link: f64[N,A] -> f64[N,3], m."""
+        return self.poses(joints)[:, :3, 3]
+
+    def poses(self, joints: F64) -> F64:
+        """Of the link in the root link: f64[N,A] -> f64[N,4,4]."""
         at = np.broadcast_to(np.eye(4), (len(joints), 4, 4))
         for joint, column in zip(self.joints, self.columns, strict=True):
             at = at @ joint.origin
             if column >= 0:
                 at = at @ _moved(joint, joints[:, column])
-        positions: F64 = at[:, :3, 3]
-        return positions
+        poses: F64 = at
+        return poses
 
 
 class Urdf:
@@ -152,12 +156,16 @@ def _bounds(element: ElementTree.Element, name: str, kind: str) -> tuple[float, 
 
 
 def _origin(element: ElementTree.Element, name: str) -> F64:
-    roll, pitch, yaw = _numbers(_get(element, "origin", "rpy", "0 0 0"), 3, name)
+    xyz = _numbers(_get(element, "origin", "xyz", "0 0 0"), 3, name)
+    return pose_of(xyz, _numbers(_get(element, "origin", "rpy", "0 0 0"), 3, name))
+
+
+def pose_of(xyz: Sequence[float] | F64, rpy: Sequence[float] | F64) -> F64:
+    """f64[4,4], as a URDF's <origin> means it: m, and rad about the fixed axes x, y, z in turn."""
     at = np.eye(4)
-    turns = ((2, yaw), (1, pitch), (0, roll))
-    for number, angle in turns:
-        at[:3, :3] = at[:3, :3] @ _turn(np.eye(3)[number], np.array([angle]))[0]
-    at[:3, 3] = _numbers(_get(element, "origin", "xyz", "0 0 0"), 3, name)
+    for number in (2, 1, 0):
+        at[:3, :3] = at[:3, :3] @ _turn(np.eye(3)[number], np.array([rpy[number]]))[0]
+    at[:3, 3] = xyz
     return at
 
 

@@ -156,6 +156,10 @@ class TabletopArm:
             slot: camera.picture(self._data, self._look) for slot, camera in self._cameras.items()
         }
 
+    def intrinsics(self) -> dict[str, F64]:
+        """Camera slot -> f64[3,3], as CameraInfo.k."""
+        return {slot: camera.intrinsics() for slot, camera in self._cameras.items()}
+
     def render(self, width: int, height: int) -> U8:
         """u8[height,width,3]: a view from outside with shadows, for videos and pictures."""
         size = (width, height)

@@ -80,6 +80,12 @@ class RayCamera:
         v = 0.5 - 0.5 * local[..., 1] / (depth * half)
         return np.stack([u, v], axis=-1).astype(np.float32)
 
+    def intrinsics(self) -> npt.NDArray[np.float64]:
+        """f64[3,3], as CameraInfo.k: pixels, (0,0) the centre of the upper left one."""
+        focal = self.height / 2 / np.tan(np.radians(self._model.cam_fovy[self._id]) / 2)
+        cx, cy = self.width / 2 - 0.5, self.height / 2 - 0.5
+        return np.array([[focal, 0.0, cx], [0.0, focal, cy], [0.0, 0.0, 1.0]])
+
     def _cast(self, data: mujoco.MjData, rays: npt.NDArray[np.float64]) -> _Hits:
         directions = rays @ data.cam_xmat[self._id].reshape(3, 3).T
         eye = data.cam_xpos[self._id]
