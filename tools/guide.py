@@ -31,6 +31,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
         "security",
         "live_switching",
         "bags",
+        "report",
         "interop",
         "libero",
         "thor",

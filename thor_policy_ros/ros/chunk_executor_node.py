@@ -51,6 +51,7 @@ from thor_policy_ros.ros.parameters import NodeParameters
 from thor_policy_ros.ros.process import run_node
 from thor_policy_ros.ros.realtime import RealtimeState, enter_realtime
 from thor_policy_ros.ros.tick_clock import tick_clock
+from thor_policy_ros.runtime.alarms import Alarms
 from thor_policy_ros.runtime.blending import BLENDINGS
 from thor_policy_ros.runtime.clock_jumps import JumpWatch
 from thor_policy_ros.runtime.executor import ChunkExecutor, Command
@@ -102,6 +103,7 @@ class ChunkExecutorNode(Node):
         self._jumps = JumpWatch(simulated=self.get_clock().ros_time_is_active)
         self._realtime = RealtimeState()
         self._ticked_at_s: float | None = None
+        self._alarms = Alarms()
         self._jitter = LatencyWindow(self.parameters["latency_window"])
         self._chunk_rate = RateMeter(REFUSAL_SHOWN_S)
         self._refusal, self._refused_at_s = "", -math.inf
@@ -336,7 +338,8 @@ class ChunkExecutorNode(Node):
         if found is None:
             return
         report.values.update(quantile_values("tick_jitter", (found.p50, found.p95, found.p99)))
-        if found.p99 > self.parameters["tick_jitter_warn_ms"]:
+        self._alarms.hysteresis = self.parameters["diagnostics_hysteresis"]
+        if self._alarms.above("jitter", found.p99, self.parameters["tick_jitter_warn_ms"]):
             report.note(WARN, f"tick jitter p99 is {found.p99:.1f} ms")
 
 

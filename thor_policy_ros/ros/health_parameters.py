@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from thor_policy_ros.ros.parameters import ParameterRow
 
+HYSTERESIS = ParameterRow(
+    "diagnostics_hysteresis",
+    "double",
+    0.1,
+    "A warning about a figure ends when it is this share of the threshold back on the good "
+    "side; 0: at the threshold itself",
+    bounds=(0.0, 0.9),
+    live=True,
+)
+
 HEALTH = (
-    ParameterRow(
-        "diagnostics_hysteresis",
-        "double",
-        0.1,
-        "A warning about a figure ends when it is this share of the threshold back on the good "
-        "side; 0: at the threshold itself",
-        bounds=(0.0, 0.9),
-        live=True,
-    ),
+    HYSTERESIS,
     ParameterRow(
         "deadline_error_ratio",
         "double",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from thor_policy_ros.backends.registry import BACKENDS, REMOTE
-from thor_policy_ros.ros.health_parameters import HEALTH
+from thor_policy_ros.ros.health_parameters import HEALTH, HYSTERESIS
 from thor_policy_ros.ros.parameters import ParameterRow
 from thor_policy_ros.ros.recovery_parameters import RECOVERY
 from thor_policy_ros.ros.remote_parameters import REMOTE_SERVER
@@ -356,6 +356,7 @@ EXECUTOR = (
         bounds=(0.01, 60.0),
         live=True,
     ),
+    HYSTERESIS,
     ParameterRow(
         "max_lag_s",
         "double",
