@@ -61,6 +61,7 @@ def active(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> Iterator[PolicyNode
 
 def test_it_is_told_and_where_set_no_chunk_is_made_of_it(probe: Probe, active: PolicyNode) -> None:
     robot = MovingRobot(probe)
+    robot.noise = False
     chunks = probe.listen(ActionChunk, f"{NODE}/action_chunk")
 
     def level() -> bytes:

@@ -27,7 +27,7 @@ class FakeRobot:
     """Publishes at 50 Hz while the probe waits.
 
     silent: topics that say nothing ('base', 'wrist', 'joints'). age_s: how far in the past each
-    is stamped. zero_stamps: topics stamped zero. encoding, joint_names: as they are sent.
+    is stamped. noise: the cameras' sensors have some. zero_stamps: topics stamped zero. encoding, joint_names: as they are sent.
     """
 
     def __init__(self, probe: Probe, instruction: str | None = "pick up the red cube") -> None:
@@ -37,6 +37,7 @@ class FakeRobot:
         self.zero_stamps: set[str] = set()
         self.encoding = "rgb8"
         self.joint_names = JOINTS
+        self.noise = True
         self._image = np.full((32, 32, 3), 77, np.uint8)
         self._cameras = {n: probe.create_publisher(Image, t, SENSOR) for n, t in TOPICS.items()}
         self._joints = probe.create_publisher(JointState, "joint_states", SENSOR)
@@ -49,6 +50,8 @@ class FakeRobot:
         self._words.publish(String(data=instruction))
 
     def publish(self) -> None:
+        if self.noise:
+            self._image[0, 0, 1] ^= 1
         for name, publisher in self._cameras.items():
             if name not in self.silent:
                 message = image_from_rgb(self._image, self._stamp_s(name), name)
