@@ -27,7 +27,8 @@ class FakeRobot:
     """Publishes at 50 Hz while the probe waits.
 
     silent: topics that say nothing ('base', 'wrist', 'joints'). age_s: how far in the past each
-    is stamped. noise: the cameras' sensors have some. zero_stamps: topics stamped zero. encoding, joint_names: as they are sent.
+    is stamped. zero_stamps: topics stamped zero. encoding, joint_names: as they are sent. noise:
+    the cameras' sensors have some, of one pixel.
     """
 
     def __init__(self, probe: Probe, instruction: str | None = "pick up the red cube") -> None:

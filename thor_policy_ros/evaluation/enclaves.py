@@ -52,6 +52,12 @@ class Enclave:
     request: tuple[str, ...] = ()
 
 
+def _beside(topic: str, name: str) -> str:
+    """As image_transport has it: `camera/camera_info` of `camera/image_raw`."""
+    folder, slash, _ = topic.rpartition("/")
+    return f"{folder}{slash}{name}"
+
+
 def enclaves(
     cameras: Sequence[str] = CAMERAS,
     commands: str = f"{EXECUTOR}/commands",
@@ -60,11 +66,13 @@ def enclaves(
     """Of the package's nodes as the launch files start them, and `operator` for people's tools:
     it may stop the robot, set parameters and give words, and cannot publish a chunk.
 
-    cameras: topics of the policy's cameras. commands, trajectory: where the executor's go.
+    cameras: topics of the policy's cameras; camera_info is beside each. commands, trajectory:
+    where the executor's go.
     """
     of_policy = tuple(f"{POLICY}/{t}" for t in ("action_chunk", "frame_latency", "heartbeat"))
     chunks, latency, heartbeat = of_policy
     joints, words, feedback = "joint_states", "instruction", "chunk_feedback"
+    infos = tuple(dict.fromkeys(_beside(topic, "camera_info") for topic in cameras))
     commanded = f"{EXECUTOR}/commanded_state"
     inputs, transitions = f"{POLICY}/frame_inputs", f"{POLICY}/transition_event"
     drawn = ("annotated_image", "joint_trajectory", "markers", "path")
@@ -86,11 +94,14 @@ def enclaves(
         Enclave(
             VIEWER,
             (*_OF_EVERY_NODE, *(f"{VIEWER}/{topic}" for topic in drawn)),
-            ("/clock", *cameras, chunks, latency),
+            ("/clock", *cameras, *infos, chunks, latency),
         ),
         Enclave(
             ROBOT,
-            (*_OF_EVERY_NODE, "/diagnostics", "/clock", *cameras, joints, words, "episode_result"),
+            (
+                *(*_OF_EVERY_NODE, "/diagnostics", "/clock", *cameras, *infos),
+                *(joints, words, "episode_result"),
+            ),
             (commands,),
             request=(f"{POLICY}/reset", f"{EXECUTOR}/reset"),
         ),
