@@ -22,7 +22,8 @@ from thor_policy_ros.ros.node_processes import EXECUTOR_REMAPS, NodeCommand, Nod
 pytestmark = pytest.mark.node
 
 NODES = ("policy_node", "chunk_executor_node", "chunk_viewer_node", "sim_robot_node")
-SOMETIMES = {"/clock", *(f"/{topic}" for topic in CAMERAS)}
+INFOS = [topic.replace("image_raw", "camera_info") for topic in CAMERAS]
+SOMETIMES = {"/clock", *(f"/{topic}" for topic in (*CAMERAS, *INFOS))}
 """/clock with use_sim_time; the viewer hears one camera, whichever it is."""
 WITHOUT = "This Fast DDS version doesn't have the security libraries"
 

@@ -97,7 +97,9 @@ class RecordedBag:
         assert self._writer.close() == ""
 
     def _new(self, kind: str, **values: Any) -> Any:
-        return self.store.types[kind](**values)
+        """A message; figures in ms that are not given are not known."""
+        names = (name for name, _ in self.store.fielddefs[kind][1] if name.endswith("_ms"))
+        return self.store.types[kind](**(dict.fromkeys(names, float("nan")) | values))
 
     def _header(self, at_ns: int) -> Any:
         stamp = self._new("builtin_interfaces/msg/Time", sec=at_ns // 10**9, nanosec=at_ns % 10**9)
