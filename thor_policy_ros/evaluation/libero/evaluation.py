@@ -160,7 +160,7 @@ def _cluster(arguments: argparse.Namespace) -> Iterator[None]:
         return
     from thor_policy_ros.evaluation.libero.ray_crew import start_ray, stop_ray
 
-    start_ray(arguments.ray_address)
+    start_ray(arguments.ray_address, arguments.actors or 1)
     try:
         yield
     finally:

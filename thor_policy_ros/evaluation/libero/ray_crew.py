@@ -107,6 +107,8 @@ class RayCrew:
         except self._ray.exceptions.RayActorError as error:
             self._replace(self._slots[slot].actor, generation, error)
             return Finished(slot, episode, None)
+        except self._ray.exceptions.ObjectLostError:  # the node went after the episode ended
+            return Finished(slot, episode, None)
         self._in_a_row = 0
         return Finished(slot, episode, played)
 
@@ -126,6 +128,7 @@ class RayCrew:
             raise ActorsLostError(f"{self._in_a_row} actors were lost in a row: {error}")
         self._generation[actor] += 1
         self.replaced += 1
+        self._ray.kill(self._actors[actor])  # it may only have been out of reach
         self._actors[actor] = self._new_actor(actor)
 
     def _got(self, references: list[Any]) -> list[Any]:
@@ -136,8 +139,9 @@ class RayCrew:
             raise error.cause from error
 
 
-def start_ray(address: str | None) -> None:
-    """Join the cluster at `address` ('auto' finds it), or start one on this machine.
+def start_ray(address: str | None, actors: int = 1) -> None:
+    """Join the cluster at `address` ('auto' finds it), or start one on this machine with room for
+    as many actors, whatever it has of cores.
 
     ValueError where Ray is not installed, OSError where no cluster answers.
     """
@@ -146,7 +150,10 @@ def start_ray(address: str | None) -> None:
     except ImportError as error:
         raise ValueError("--workers ray wants Ray: pip install -r requirements/ray.txt") from error
     root = str(Path(thor_policy_ros.__file__).resolve().parents[1])
-    own = {"runtime_env": {"env_vars": {"PYTHONPATH": root}}} if address is None else {}
+    own: dict[str, Any] = {}
+    if address is None:
+        own["runtime_env"] = {"env_vars": {"PYTHONPATH": root}}
+        own["num_cpus"] = max(os.cpu_count() or 1, actors)
     try:
         ray.init(
             address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **own
