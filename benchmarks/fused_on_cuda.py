@@ -9,7 +9,8 @@ weights    random weights and FP8 scales, written to a temporary folder (7 GB)
 reference  64 inputs through float32 eager PyTorch
 precision  worst cosine of actions and flow of 64 inputs, for both engines and bfloat16 PyTorch
 frames     p50 and p99 in turns: full frames of 10 and 3 steps, reuse frames, single steps, for
-           eager PyTorch, the same sequence of torch operations as graphs, fused and fused_fp8
+           eager PyTorch, the same sequence of torch operations as graphs, fused with kernels that
+           do not overlap (fused_serial), fused and fused_fp8
 profile    time by kernel of a full frame
 ready      seconds from the start of a process to its first chunk that meets the reference
 table      the targets, what was measured, and whether it is met
@@ -37,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 TOY = ROOT / "test" / "data" / "golden" / "pi05_toy"
 SAID_LAST = 4000
 INPUTS, CAMERAS, PROMPT_TOKENS = 64, 2, 20
-ENGINES = ("pytorch", "torch_graphs", "fused", "fused_fp8")
+ENGINES = ("pytorch", "torch_graphs", "fused_serial", "fused", "fused_fp8")
 TARGETS_MS = {  # of the H200, p50: bfloat16, FP8
     "full, 10 steps": (10.0, 7.0),
     "full, 3 steps": (6.5, 4.5),
@@ -54,6 +55,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=440, help="seconds (default: 440)")
     parser.add_argument("--frames", type=int, default=300, help="of each kind (default: 300)")
+    parser.add_argument("--engines", default=",".join(ENGINES), help="of the section frames")
     parser.add_argument("--rehearse", action="store_true", help="toy size on a CPU")
     parser.add_argument("--sections", default=",".join(SECTIONS))
     parser.add_argument("--section", help=argparse.SUPPRESS)  # of the inner processes
@@ -87,6 +89,7 @@ def run_section(name: str, arguments: argparse.Namespace, limit_s: float) -> dic
     """What the section's process printed last, or what went wrong with it."""
     command = [sys.executable, __file__, "--section", name, "--out", str(arguments.out)]
     command += ["--work", str(arguments.work), "--frames", str(arguments.frames)]
+    command += ["--engines", arguments.engines]
     command += ["--rehearse"] if arguments.rehearse else []
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     started = str(time.time())
@@ -144,11 +147,13 @@ def made(name: str, arguments: argparse.Namespace) -> Any:
 
     device, config = device_of(arguments), config_of(arguments)
     row = {"fused": "fused_freq1", "fused_fp8": "fused_fp8_freq1"}.get(name, name)
-    if name == "pytorch" or not (arguments.rehearse or name == "torch_graphs"):
+    special = name in ("torch_graphs", "fused_serial")
+    if name == "pytorch" or not (arguments.rehearse or special):
         return create_backend(row, arguments.work, config, device, torch.bfloat16)
 
     def tools() -> Tools:
-        ops = create_ops("reference", device)
+        triton = name == "fused_serial" and not arguments.rehearse
+        ops = create_ops("triton" if triton else "reference", device)
         return Tools(
             ops, DeviceProducts(ops, emulated_matmul if device == "cpu" else device_matmul)
         )
@@ -282,7 +287,7 @@ def worst_of(backend: Any, subject: Any, wanted: Any) -> dict[str, float]:
 def frames(arguments: argparse.Namespace) -> dict[str, Any]:
     """Kinds of frames by engine, ms; engines take turns, and one that fails leaves the others."""
     subject, results, engines = subject_of(arguments), {}, {}
-    for name in ENGINES:
+    for name in arguments.engines.split(","):
         begun = time.perf_counter()
         try:
             backend = made(name, arguments)

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from thor_policy_ros.backends.fp8 import E4M3, saturating_cast
 from thor_policy_ros.backends.kernels import (
-    Folded,
     Ops,
     ResizeTaps,
+    Scaled,
     Weight,
     quantise_rows,
     resize_taps,
     rope_halves,
 )
+from thor_policy_ros.backends.kernels.reference import scaled
 from thor_policy_ros.model.gemma import RMS_NORM_EPS
 
 PREFIX, ROWS, HORIZON = 544, 978, 10
@@ -299,9 +300,10 @@ def _expert_cases() -> tuple[Case, ...]:
                 "x_t": _f32(d, HORIZON, ACTIONS),
                 "weight": _f32(d, EXPERT_WIDTH, ACTIONS),
                 "bias": _f32(d, EXPERT_WIDTH),
+                "scale": _f32(d, EXPERT_WIDTH),
                 "out": _random(d, HORIZON, EXPERT_WIDTH),
             },
-            lambda ops, i: ops.embed_actions(i["x_t"], i["weight"], i["bias"], i["out"]),
+            lambda ops, i: ops.embed_actions(*i.values()),
             4.0 * EXPERT_WIDTH * ACTIONS + 2.0 * HORIZON * EXPERT_WIDTH,
             plain=lambda i: F.linear(i["x_t"], i["weight"], i["bias"]).bfloat16(),
             changed=("out",),
@@ -354,10 +356,11 @@ def _product(kind: _Product, fp8: bool) -> Case:
                 "y": _random(device, HORIZON, kind.k),
                 "weight": weight,
                 "gate": _f32(device, kind.n),
+                "scale": _f32(device, kind.n),
             }
         inputs = {
-            "x": _random(device, HORIZON, kind.k),
-            "folded": Folded(_f32(device, kind.k), _f32(device, kind.n)),
+            "x": scaled(_random(device, HORIZON, kind.k), _f32(device, kind.k)),
+            "bias": _f32(device, kind.n),
             "weight": weight,
         }
         if kind.name == "expert_geglu":
@@ -376,7 +379,7 @@ def _product(kind: _Product, fp8: bool) -> Case:
         calls.get(kind.name, lambda ops, i: ops.gated_linear(*i.values())),
         kind.n * kind.k * (1.0 if fp8 else 2.0) + 2.0 * HORIZON * (kind.n + kind.k),
         2.0 * HORIZON * kind.n * kind.k,
-        plain=None if fp8 else lambda i: F.linear(i["y" if gated else "x"], i["weight"].data),
+        plain=None if fp8 else lambda i: F.linear(i["y"] if gated else i["x"].h, i["weight"].data),
         changed=changed.get(kind.name, ("x",)),
         tolerance=8e-3,
         fp8=fp8,
@@ -410,8 +413,8 @@ def exact(value: Any) -> Any:
     """Inputs on the CPU, in float64 where they were floating point; weights as what they mean."""
     if isinstance(value, Weight):
         return Weight(value.dense().double().cpu())
-    if isinstance(value, Folded):
-        return Folded(*(exact(x) for x in value))
+    if isinstance(value, Scaled):
+        return Scaled(*(exact(x) for x in value))
     if isinstance(value, ResizeTaps):
         return resize_taps(value.height, value.width, value.size, "cpu")
     if isinstance(value, Tensor):

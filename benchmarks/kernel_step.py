@@ -79,17 +79,19 @@ class DenoiseStep:
 
     def run(self, ops: Ops) -> None:
         """One step from `actions`, in place."""
-        ops.embed_actions(self.actions, *self.into, out=self.hidden)
-        for weights, folds, gates, (keys, values) in zip(
-            self.layers, self.folds, self.gates, self.buffers, strict=True
+        x = ops.embed_actions(self.actions, *self.into, self.folds[0][0].scale, self.hidden)
+        scales = [folds[0].scale for folds in self.folds[1:]] + [self.final[0]]
+        for weights, folds, gates, (keys, values), scale in zip(
+            self.layers, self.folds, self.gates, self.buffers, scales, strict=True
         ):
+            attention, mlp = folds
             q = ops.expert_qkv(
-                self.hidden, folds[0], weights["qkv"], *self.rope, self.length, keys, values
+                x, attention.bias, weights["qkv"], *self.rope, self.length, keys, values
             )
             attended = ops.suffix_attention(q, keys, values, self.length)
-            ops.gated_linear(self.hidden, attended, weights["o"], gates[0])
-            active = ops.expert_geglu(self.hidden, folds[1], weights["gate_up"])
-            ops.gated_linear(self.hidden, active, weights["down"], gates[1])
+            x = ops.gated_linear(self.hidden, attended, weights["o"], gates[0], mlp.scale)
+            active = ops.expert_geglu(x, mlp.bias, weights["gate_up"])
+            x = ops.gated_linear(self.hidden, active, weights["down"], gates[1], scale)
         ops.euler_step(
             self.actions, self.hidden, *self.final, *self.out, self.target, self.gain, t=0.7, dt=0.1
         )

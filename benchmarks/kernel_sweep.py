@@ -11,19 +11,33 @@ from typing import Any, TypeVar
 Tiles = TypeVar("Tiles")
 
 PRODUCT_AXES: Mapping[str, Sequence[int]] = {
-    "splits": (1, 2, 3, 4, 6, 8),
-    "block_n": (16, 32, 64),
-    "block_k": (64, 128, 256),
-    "stages": (2, 3, 4, 5, 6),
+    "splits": (1, 2, 4),
+    "block_n": (8, 16, 32, 64),
     "warps": (2, 4, 8),
+    "block_k": (32, 64, 128, 256),
+    "stages": (2, 3, 4, 5, 6),
 }
 ATTENTION_AXES: Mapping[str, Sequence[int]] = {
-    "splits": (1, 2, 3, 4, 6, 8, 12),
-    "block_n": (16, 32, 64, 128),
-    "block_m": (16, 32, 64, 128),
-    "warps": (2, 4, 8),
+    "value_parts": (1, 2, 4),
+    "block_m": (64, 128),
+    "block_n": (32, 64, 128),
+    "warps": (4, 8),
     "stages": (1, 2, 3),
 }
+SUFFIX_AXES: Mapping[str, Sequence[int]] = {
+    "splits": (4, 8, 9, 16),
+    "value_parts": (1, 2, 4),
+    "block_n": (32, 64, 128),
+    "warps": (2, 4, 8),
+    "stages": (1, 2),
+}
+
+
+def axes_of(name: str) -> Mapping[str, Sequence[int]]:
+    """Of the operation `name`, as in kernel_cases."""
+    if name == "suffix_attention":
+        return SUFFIX_AXES
+    return ATTENTION_AXES if "attention" in name else PRODUCT_AXES
 
 
 @dataclass

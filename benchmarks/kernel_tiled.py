@@ -7,7 +7,12 @@ from typing import Any
 
 from kernel_cases import VISION_HEADS, Inputs
 
-from thor_policy_ros.backends.kernels import attention, folded_gemm, small_gemm
+from thor_policy_ros.backends.kernels import (
+    attention,
+    folded_gemm,
+    small_gemm,
+    suffix_attention,
+)
 from thor_policy_ros.backends.kernels.target import KernelTarget
 from thor_policy_ros.backends.kernels.tiles import prefix_tiles, suffix_tiles
 
@@ -23,21 +28,22 @@ def tiled_call(name: str, target: KernelTarget, tiles: Any) -> Callable[[Inputs]
         "gated_linear_o": small_gemm.gated_linear,
         "gated_linear_down": small_gemm.gated_linear,
         "prefix_attention": attention.prefix_attention,
-        "suffix_attention": attention.suffix_attention,
+        "suffix_attention": suffix_attention.suffix_attention,
     }
     return lambda i: launchers[kind](target, *i.values(), tiles=tiles)
 
 
 def suggested(name: str, target: KernelTarget, inputs: Inputs) -> Any:
     """The tiles that follow from the sizes."""
+    limits = target.limits
     if name == "vision_attention":
         images, tokens, triple = inputs["qkv"].shape
-        head_dim = triple // 3 // VISION_HEADS
-        return prefix_tiles(tokens, images * VISION_HEADS, head_dim, tokens, 2, target.limits)
+        return prefix_tiles(tokens, images * VISION_HEADS, triple // 3 // VISION_HEADS, 2, limits)
     if "attention" in name:
         tokens, heads, head_dim = inputs["q"].shape
         groups, rows, _ = inputs["keys"].shape
-        choose = suffix_tiles if name == "suffix_attention" else prefix_tiles
-        return choose(tokens * heads // groups, groups, head_dim, rows, 2, target.limits)
-    x = inputs["y"] if name.startswith("gated") else inputs["x"]
+        if name == "suffix_attention":
+            return suffix_tiles(tokens, heads, head_dim, rows, 2, limits)
+        return prefix_tiles(tokens * heads // groups, groups, head_dim, 2, limits)
+    x = inputs["y"] if name.startswith("gated") else inputs["x"].h
     return small_gemm.product_tiles(target, x, inputs["weight"])

@@ -28,11 +28,11 @@ from typing import Any
 import torch
 from kernel_cases import Case, Inputs, all_cases, exact
 from kernel_step import DenoiseStep
-from kernel_sweep import ATTENTION_AXES, PRODUCT_AXES, Descent, descend
+from kernel_sweep import Descent, axes_of, descend
 from torch import Tensor
 
 from thor_policy_ros.backends.fp8 import E4M3
-from thor_policy_ros.backends.kernels import Ops, create_ops
+from thor_policy_ros.backends.kernels import Ops, Scaled, create_ops
 from thor_policy_ros.evaluation.cuda_timing import TimedCalls
 
 SECTIONS = ("device", "correctness", "speed", "step", "sweep")
@@ -167,6 +167,8 @@ def outputs(case: Case, ops: Ops, inputs: Inputs) -> list[Tensor]:
     """What the call gives back, and the inputs that it changes."""
     made = case.call(ops, inputs)
     changed = [inputs[name] for name in case.changed]
+    if isinstance(made, Scaled):
+        return [made.h, made.squares.sum(0), *changed]
     return [made, *changed] if isinstance(made, Tensor) else changed
 
 
@@ -286,20 +288,21 @@ def swept(run: Run, case: Case, seconds: float) -> Descent:
 
     sets = input_sets(run, case)
     reference = create_ops("reference", "cpu")
-    wanted_of = {name: exact(value) for name, value in sets[0].items()}
+    unchanged = {name: copied(value) for name, value in sets[0].items()}
+    wanted_of = {name: exact(value) for name, value in unchanged.items()}
     wanted = outputs(case, reference, wanted_of)
 
     def time_ms(tiles: Any) -> float:
         call = tiled_call(case.name, run.ops.target, tiles)  # type: ignore[attr-defined]
         candidate = dataclasses.replace(case, call=lambda _, i: call(i))
-        fresh = {name: copied(value) for name, value in sets[0].items()}
+        fresh = {name: copied(value) for name, value in unchanged.items()}
         got = outputs(candidate, run.ops, fresh)
         error = max(relative(a, b) for a, b in zip(got, wanted, strict=True))
         if not error <= case.tolerance:
             raise ArithmeticError(f"relative error {error}")
         return run.time_ms([partial(call, i) for i in sets])["ms"]
 
-    axes = ATTENTION_AXES if "attention" in case.name else PRODUCT_AXES
+    axes = axes_of(case.name)
     start = suggested(case.name, run.ops.target, sets[0])  # type: ignore[attr-defined]
     return descend(start, axes, time_ms, seconds)
 

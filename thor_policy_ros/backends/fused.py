@@ -31,7 +31,7 @@ from thor_policy_ros.backends.fused_products import DeviceProducts
 from thor_policy_ros.backends.fused_programs import CudaGraphs, Prepare, Programs
 from thor_policy_ros.backends.fused_slot import EmbeddedPrompts, Slot
 from thor_policy_ros.backends.fused_weights import FusedModel, take_weights
-from thor_policy_ros.backends.kernels.ops import create_ops
+from thor_policy_ros.backends.kernels.ops import create_ops, kernels_can_overlap
 from thor_policy_ros.backends.pytorch import checked_device, checked_dtype
 from thor_policy_ros.backends.stage_times import ClockTimes, CudaTimes, StageTimes
 from thor_policy_ros.model.checkpoint import load_pi05
@@ -93,7 +93,8 @@ def load(
 def execution_on(device: torch.device, dtype: torch.dtype) -> Execution:
     """Triton and graphs on a GPU; on a CPU torch without either."""
     if device.type == "cuda":
-        return Execution(partial(_device_tools, "triton", device), CudaGraphs, padded=True)
+        tools = partial(_device_tools, "triton", device, overlap=kernels_can_overlap(device))
+        return Execution(tools, CudaGraphs, padded=True)
     if dtype == torch.float32:
         return Execution(_host_tools, None, padded=False)
     return Execution(partial(_device_tools, "reference", device), None, padded=False)
@@ -107,8 +108,8 @@ def _notes(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
     return (f"products by {'oneDNN, packed once' if packed else 'torch, nothing packed'}",)
 
 
-def _device_tools(ops_name: str, device: torch.device) -> Tools:
-    ops = create_ops(ops_name, device)
+def _device_tools(ops_name: str, device: torch.device, overlap: bool = False) -> Tools:
+    ops = create_ops(ops_name, device, overlap)
     return Tools(ops, DeviceProducts(ops, device_matmul))
 
 

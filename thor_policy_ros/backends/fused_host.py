@@ -18,7 +18,7 @@ from torch import Tensor
 
 from thor_policy_ros.backends.fused_weights import Linear
 from thor_policy_ros.backends.kernels.reference import ReferenceOps
-from thor_policy_ros.backends.kernels.weights import Folded, Weight
+from thor_policy_ros.backends.kernels.weights import Scaled, Weight
 from thor_policy_ros.model.gemma import RMS_NORM_EPS
 
 PACKED_FROM = 1 << 19
@@ -164,8 +164,8 @@ class HostOps(ReferenceOps):
 
     def expert_qkv(
         self,
-        x: Tensor,
-        folded: Folded,
+        x: Scaled,
+        bias: Tensor,
         weight: Weight,
         cos: Tensor,
         sin: Tensor,
@@ -175,19 +175,26 @@ class HostOps(ReferenceOps):
         *,
         out: Tensor | None = None,
     ) -> Tensor:
-        h = _normed(x).mul_(folded.scale)
-        qkv = self._products.product(h, _dense(weight), folded.bias)
+        qkv = self._products.product(_normalised(x), _dense(weight), bias)
         return self.split_qkv(qkv, cos, sin, start, keys, values, out=out)
 
     def expert_geglu(
-        self, x: Tensor, folded: Folded, weight: Weight, *, out: Tensor | None = None
+        self, x: Scaled, bias: Tensor, weight: Weight, *, out: Tensor | None = None
     ) -> Tensor:
-        h = _normed(x).mul_(folded.scale)
-        active = self._products.gated(h, _dense(weight), folded.bias)
+        active = self._products.gated(_normalised(x), _dense(weight), bias)
         return active if out is None else out.copy_(active)
 
-    def gated_linear(self, x: Tensor, y: Tensor, weight: Weight, gate: Tensor) -> None:
+    def gated_linear(
+        self, x: Tensor, y: Tensor, weight: Weight, gate: Tensor, scale: Tensor
+    ) -> Scaled:
         x.addcmul_(self._products.product(y, _dense(weight), None), gate)
+        return _scaled(x, scale)
+
+    def embed_actions(
+        self, x_t: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, out: Tensor
+    ) -> Scaled:
+        out.copy_(F.linear(x_t, weight, bias))
+        return _scaled(out, scale)
 
     def _whole_tables(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """f32[T,1,D] each, for both halves of a head at once; the first half of sin negated."""
@@ -202,6 +209,17 @@ def _normed(x: Tensor) -> Tensor:
     """x * rsqrt(mean(x^2) + eps), in one reduction and one pass."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x * length.square_().mul_(1 / x.shape[-1]).add_(RMS_NORM_EPS).rsqrt_()
+
+
+def _scaled(x: Tensor, scale: Tensor) -> Scaled:
+    """In one reduction and one pass."""
+    return Scaled(x * scale, torch.linalg.vector_norm(x, dim=-1).square_()[None])
+
+
+def _normalised(x: Scaled) -> Tensor:
+    """h times the norm's factor, in h's own memory: one product reads it."""
+    factor = (x.squares[0] * (1 / x.h.shape[-1])).add_(RMS_NORM_EPS).rsqrt_()
+    return x.h.mul_(factor[:, None])
 
 
 def _attended(q: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:

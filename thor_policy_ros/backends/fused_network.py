@@ -109,16 +109,18 @@ def expert_hidden(
 
     The suffix's keys and values come to lie behind the prefix's.
     """
-    ops.embed_actions(x_t, *weights.into, out=hidden)
-    layers = zip(weights.layers, constants.layers, place.layers, strict=True)
-    for layer, step, (keys, values) in layers:
+    steps = constants.layers
+    x = ops.embed_actions(x_t, *weights.into, steps[0].attention.scale, hidden)
+    read_next = [*(step.attention.scale for step in steps[1:]), constants.final_scale]
+    layers = zip(weights.layers, steps, place.layers, read_next, strict=True)
+    for layer, step, (keys, values), scale in layers:
         q = ops.expert_qkv(
-            hidden, step.attention, layer.qkv, place.cos, place.sin, place.length, keys, values
+            x, step.attention.bias, layer.qkv, place.cos, place.sin, place.length, keys, values
         )
         attended = ops.suffix_attention(q, keys, values, place.length)
-        ops.gated_linear(hidden, attended, layer.o, step.attention_gate)
-        active = ops.expert_geglu(hidden, step.mlp, layer.gate_up)
-        ops.gated_linear(hidden, active, layer.down, step.mlp_gate)
+        x = ops.gated_linear(hidden, attended, layer.o, step.attention_gate, step.mlp.scale)
+        active = ops.expert_geglu(x, step.mlp.bias, layer.gate_up)
+        x = ops.gated_linear(hidden, active, layer.down, step.mlp_gate, scale)
 
 
 class Flow(NamedTuple):

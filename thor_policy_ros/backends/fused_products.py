@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,6 +49,9 @@ class DeviceProducts:
 
     def gelu(self, x: Tensor, layer: Linear, quantise: Tensor | None) -> Tensor:
         dense = layer.input_scale is None
+        if dense and quantise is None and x.is_cuda and layer.bias is not None:
+            # cuBLASLt's epilogue, which is gelu_tanh: 12.0 us instead of 14.0 with a kernel behind
+            return torch._addmm_activation(layer.bias, x, layer.weight.t(), use_gelu=True)
         out = F.linear(x, layer.weight) if dense else self._quantised(x, layer, None)
         return self._ops.bias_gelu(out, layer.bias, quantise=quantise)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from thor_policy_ros.backends import lent_streams
+
 Work = Callable[[], None]
 Prepare = Callable[[Work], Work]
 """Turns work into something faster that does the same."""
@@ -70,12 +72,14 @@ class CudaGraphs:
 
     def __call__(self, work: Work) -> Work:
         """Warm-ups choose and compile the kernels, outside of any capture."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream()
+        side = lent_streams.lend(current.device)
+        side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
                 work()
-        torch.cuda.current_stream().wait_stream(side)
+        current.wait_stream(side)
+        lent_streams.give_back(side)
         timed = [self._timed_capture(work) for _ in range(self._instantiations)]
         timed.sort(key=lambda pair: pair[0])
         self.spread_ms.append((timed[0][0], timed[-1][0]))

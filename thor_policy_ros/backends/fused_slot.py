@@ -45,10 +45,11 @@ class Staging:
             self._copied.synchronize()
         return self._array
 
-    def send(self, count: int) -> None:
-        """Copy the first `count` entries along the first axis."""
+    def send(self, count: int, begin: int = 0) -> None:
+        """Copy `count` entries along the first axis, from `begin` on."""
         if self._on_gpu:
-            self._target[:count].copy_(self._host[:count], non_blocking=True)
+            sent = slice(begin, begin + count)
+            self._target[sent].copy_(self._host[sent], non_blocking=True)
             self._copied.record()
 
 
@@ -111,12 +112,15 @@ class Slot:
         return self.keys[..., used, :], self.values[..., used, :], self._all_valid[:, used]
 
     def put_images(self, images: F32, present: Bool) -> int:
-        """Start copying the present ones of f32[V,3,S,S]; returns how many."""
+        """Start copying the present ones of f32[V,3,S,S]; returns how many.
+
+        One travels while the next is put where the device can fetch it.
+        """
         indices = np.flatnonzero(present)
         array = self._image_staging.array()
         for place, index in enumerate(indices):
             array[place] = images[index]
-        self._image_staging.send(len(indices))
+            self._image_staging.send(1, place)
         return len(indices)
 
     def put_prompt(self, tokens: I32, cameras: int, embedded: EmbeddedPrompts) -> None:

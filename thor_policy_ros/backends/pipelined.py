@@ -16,6 +16,7 @@ from typing import Protocol
 
 import torch
 
+from thor_policy_ros.backends import lent_streams
 from thor_policy_ros.types import F32, Backend, Guidance, ModelInputs, PrefixKV
 
 
@@ -87,6 +88,8 @@ class PipelinedBackend:
         """Free the engine, after what is still launched."""
         if self._beside is not None:
             self._beside.stream.synchronize()
+            lent_streams.give_back(self._beside.stream)
+            self._beside = None
         self._engine.close()
 
 
@@ -94,7 +97,7 @@ class _SideStream:
     """The stream of the prefills, and when each of them is done."""
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
+        self.stream = lent_streams.lend(device)
         self._done: dict[int, torch.cuda.Event] = {}
 
     def prefill(self, engine: TwoSlots, inputs: ModelInputs, observed_at_s: float) -> PrefixKV:

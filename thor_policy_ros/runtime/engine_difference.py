@@ -22,14 +22,16 @@ F64 = npt.NDArray[np.float64]
 class Thresholds:
     """Bounds of every check. cosine: at least; the others: at most.
 
-    gain: how far the factor between both arrays may be from 1. token_error: error of a token's
-    keys or values over its norm (or the median norm). range_error: largest error of a command
-    over half the range that its normalised action spans.
+    gain: how far the factor between both arrays may be from 1. flow_gain: the same of the flow,
+    which FP8's noise shortens (by 3.2 % at pi0.5's sizes with random weights). token_error: error
+    of a token's keys or values over its norm (or the median norm). range_error: largest error of a
+    command over half the range that its normalised action spans.
     """
 
     precision: str
     cosine: float
     gain: float
+    flow_gain: float
     token_error: float
     range_error: float
 
@@ -37,9 +39,15 @@ class Thresholds:
 THRESHOLDS = {
     bounds.precision: bounds
     for bounds in (
-        Thresholds("float32", cosine=0.99999, gain=1e-3, token_error=2e-3, range_error=2e-3),
-        Thresholds("bfloat16", cosine=0.999, gain=0.02, token_error=0.1, range_error=0.05),
-        Thresholds("fp8", cosine=0.99, gain=0.03, token_error=0.5, range_error=0.15),
+        Thresholds(
+            "float32", cosine=0.99999, gain=1e-3, flow_gain=1e-3, token_error=2e-3, range_error=2e-3
+        ),
+        Thresholds(
+            "bfloat16", cosine=0.999, gain=0.02, flow_gain=0.02, token_error=0.1, range_error=0.05
+        ),
+        Thresholds(
+            "fp8", cosine=0.99, gain=0.03, flow_gain=0.05, token_error=0.5, range_error=0.15
+        ),
     )
 }
 
@@ -131,14 +139,18 @@ def _failures(
     for layer in range(ours.keys.shape[0]):
         for name in ("keys", "values"):
             pair = getattr(ours, name)[layer], getattr(reference, name)[layer]
-            yield from _tensor_failures(f"{name} of layer {layer}", *pair, bounds)
+            yield from _tensor_failures(f"{name} of layer {layer}", *pair, bounds, bounds.gain)
             yield from _token_failures(f"{name} of layer {layer}", *pair, bounds)
-    yield from _tensor_failures("actions", ours.actions, reference.actions, bounds)
-    yield from _tensor_failures("flow (actions less noise)", ours.flow, reference.flow, bounds)
+    yield from _tensor_failures("actions", ours.actions, reference.actions, bounds, bounds.gain)
+    flows = ours.flow, reference.flow
+    yield from _tensor_failures("flow (actions less noise)", *flows, bounds, bounds.flow_gain)
     yield from _command_failures(error, ranges, bounds)
 
 
-def _tensor_failures(name: str, ours: F32, reference: F32, bounds: Thresholds) -> Iterator[str]:
+def _tensor_failures(
+    name: str, ours: F32, reference: F32, bounds: Thresholds, most: float
+) -> Iterator[str]:
+    """most: how far the factor between both may be from 1."""
     broken = int(np.count_nonzero(~np.isfinite(ours)))
     if broken:
         yield f"{name}: {broken} of {ours.size} values are not finite"
@@ -146,8 +158,8 @@ def _tensor_failures(name: str, ours: F32, reference: F32, bounds: Thresholds) -
     alike, gain = cosine(ours, reference), _gain(ours, reference)
     if not alike >= bounds.cosine:
         yield f"{name}: cosine {alike:.6f}, wanted at least {bounds.cosine:g}"
-    if not abs(gain - 1.0) <= bounds.gain:
-        yield f"{name}: scale {gain:.4f} times the reference, wanted 1 within {bounds.gain:g}"
+    if not abs(gain - 1.0) <= most:
+        yield f"{name}: scale {gain:.4f} times the reference, wanted 1 within {most:g}"
 
 
 def _token_failures(name: str, ours: F32, reference: F32, bounds: Thresholds) -> Iterator[str]:

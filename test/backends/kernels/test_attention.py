@@ -8,13 +8,11 @@ from support.kernel_errors import assert_close
 from torch import Tensor
 
 from thor_policy_ros.backends.kernels import create_ops, rope_halves
-from thor_policy_ros.backends.kernels.attention import (
-    prefix_attention,
-    suffix_attention,
-)
+from thor_policy_ros.backends.kernels.attention import prefix_attention
 from thor_policy_ros.backends.kernels.ops import Ops
+from thor_policy_ros.backends.kernels.suffix_attention import suffix_attention
 from thor_policy_ros.backends.kernels.target import KernelTarget
-from thor_policy_ros.backends.kernels.tiles import AttentionTiles
+from thor_policy_ros.backends.kernels.tiles import AttentionTiles, SuffixTiles
 
 EXACT = create_ops("reference", "cpu")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -68,7 +66,7 @@ def test_prefix(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("splits", [1, 2, 5])
+@pytest.mark.parametrize(("splits", "parts"), [(1, 1), (2, 2), (5, 1), (4, 4)])
 @pytest.mark.parametrize(
     ("tokens", "heads", "head_dim", "valid"),
     [(5, 8, 16, 100), (3, 8, 256, 60), (3, 8, 32, 17), (20, 3, 16, 70)],
@@ -81,13 +79,14 @@ def test_suffix_with_split_keys(
     head_dim: int,
     valid: int,
     splits: int,
+    parts: int,
     dtype: torch.dtype,
 ) -> None:
     """More splits than blocks of keys, too: the last ones are empty."""
     q = _random(device, dtype, tokens, heads, head_dim)
     keys, values = _keys_values(device, dtype, (1, valid + tokens + 9, head_dim), valid + tokens)
     length = _length(device, valid)
-    tiles = AttentionTiles(block_m=16, block_n=32, splits=splits, warps=4, stages=2)
+    tiles = SuffixTiles(16, 32, splits, parts, warps=4, stages=2)
     got = suffix_attention(target, q, keys, values, length, tiles=tiles)
     assert_close(got, EXACT.suffix_attention(*_exact(q, keys, values, length)), FACTOR)
     assert not target.arrivals(0).any()
@@ -103,13 +102,13 @@ def test_suffix_with_tiles_of_its_own(triton_ops: Ops, device: torch.device) -> 
     assert_close(got, EXACT.suffix_attention(*_exact(q, keys, values, length)), FACTOR)
 
 
-def test_prefix_with_split_keys_and_two_kv_heads(
+def test_prefix_with_the_values_shared_between_blocks_and_two_kv_heads(
     target: KernelTarget, device: torch.device
 ) -> None:
     q = _random(device, torch.float32, 21, 4, 32)
     keys, values = _keys_values(device, torch.float32, (2, 150, 32), 121)
     length = _length(device, 121)
-    tiles = AttentionTiles(block_m=16, block_n=16, splits=3, warps=4, stages=2)
+    tiles = AttentionTiles(block_m=16, block_n=16, value_parts=2, warps=4, stages=2)
     got = prefix_attention(target, q, keys, values, length, tiles=tiles)
     assert_close(got, EXACT.prefix_attention(*_exact(q, keys, values, length)), FACTOR)
 
@@ -153,9 +152,9 @@ def test_a_buffer_that_is_not_laid_out_by_rows_is_refused(
 def test_too_many_splits_are_refused(target: KernelTarget, device: torch.device) -> None:
     q = _random(device, torch.float32, 600, 8, 256)
     keys, values = _keys_values(device, torch.float32, (1, 700, 256), 700)
-    tiles = AttentionTiles(block_m=64, block_n=32, splits=16, warps=4, stages=2)
+    tiles = SuffixTiles(64, 32, splits=16, value_parts=1, warps=4, stages=2)
     with pytest.raises(ValueError, match="choose fewer splits"):
-        prefix_attention(target, q, keys, values, _length(device, 700), tiles=tiles)
+        suffix_attention(target, q, keys, values, _length(device, 100), tiles=tiles)
 
 
 # rows, heads, kv heads, head_dim, start

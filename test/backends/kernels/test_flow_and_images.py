@@ -36,14 +36,15 @@ def test_embed_actions(
     width: int,
     dtype: torch.dtype,
 ) -> None:
-    x_t, weight, bias = (
-        _random(device, *shape) for shape in ((horizon, actions), (width, actions), (width,))
-    )
+    shapes = ((horizon, actions), (width, actions), (width,), (width,))
+    x_t, weight, bias, scale = (_random(device, *shape) for shape in shapes)
     out = torch.full((horizon, width), torch.nan, device=device, dtype=dtype)
     wanted = torch.empty(out.shape, dtype=torch.float64)
-    triton_ops.embed_actions(x_t, weight, bias, out)
-    EXACT.embed_actions(*_exact(x_t, weight, bias), wanted)
+    read_next = triton_ops.embed_actions(x_t, weight, bias, scale, out)
+    EXACT.embed_actions(*_exact(x_t, weight, bias, scale), wanted)
     assert_close(out, wanted)
+    assert_close(read_next.h, _exact(out)[0] * scale.cpu())
+    torch.testing.assert_close(read_next.squares.sum(0), out.float().square().sum(-1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

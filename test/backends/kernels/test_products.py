@@ -7,7 +7,7 @@ import torch
 from support.kernel_errors import assert_close
 from torch import Tensor
 
-from thor_policy_ros.backends.kernels import Folded, Weight, create_ops, quantise_rows, rope_halves
+from thor_policy_ros.backends.kernels import Scaled, Weight, create_ops, quantise_rows, rope_halves
 from thor_policy_ros.backends.kernels.folded_gemm import expert_geglu, expert_qkv
 from thor_policy_ros.backends.kernels.ops import Ops
 from thor_policy_ros.backends.kernels.small_gemm import gated_linear
@@ -18,7 +18,7 @@ EXACT = create_ops("reference", "cpu")
 FORMATS = ["float32", "bfloat16", "fp8"]
 # rows, K, and units of N (columns, hidden units or head_dim)
 SIZES = [(1, 16, 16), (10, 200, 72), (50, 96, 34)]
-TILES = [None, GemmTiles(16, 32, 64, 1, 4, 3), GemmTiles(16, 32, 32, 3, 4, 3)]
+TILES = [None, GemmTiles(16, 32, 64, 1, 1, 3), GemmTiles(16, 16, 32, 3, 4, 3)]
 FACTOR = 2.0
 
 
@@ -43,8 +43,12 @@ def _exact_weight(weight: Weight) -> Weight:
     return Weight(weight.dense().double().cpu())
 
 
-def _folded(device: torch.device, k: int, n: int) -> Folded:
-    return Folded(_random(device, torch.float32, k) + 1, _random(device, torch.float32, n))
+def _scaled(device: torch.device, dtype: torch.dtype, rows: int, k: int) -> Scaled:
+    """What is read of an x of large values, its squares in three parts."""
+    x = _random(device, dtype, rows, k) * 40
+    scale = _random(device, torch.float32, k) + 1
+    squares = torch.stack([part.float().square().sum(-1) for part in x.tensor_split(3, -1)])
+    return Scaled((x.float() * scale).to(dtype), squares)
 
 
 @pytest.mark.parametrize("tiles", TILES)
@@ -60,14 +64,17 @@ def test_gated_linear(
     rows, k, n = sizes
     weight = _weight(device, wanted, n, k)
     x, y = _random(device, _dtype(wanted), rows, n), _random(device, _dtype(wanted), rows, k)
-    gate = _random(device, torch.float32, n)
+    gate, scale = _random(device, torch.float32, n), _random(device, torch.float32, n)
     before, again = _exact(x)[0], x.clone()
-    gated_linear(target, x, y, weight, gate, tiles)
+    made = gated_linear(target, x, y, weight, gate, scale, tiles)
     exact_y, exact_gate = _exact(y, gate)
-    EXACT.gated_linear(before, exact_y, _exact_weight(weight), exact_gate)
+    EXACT.gated_linear(before, exact_y, _exact_weight(weight), exact_gate, scale.cpu())
     assert_close(x, before)
-    gated_linear(target, again, y, weight, gate, tiles)
+    assert_close(made.h, _exact(x)[0] * scale.cpu())
+    torch.testing.assert_close(made.squares.sum(0), x.float().square().sum(-1))
+    repeated = gated_linear(target, again, y, weight, gate, scale, tiles)
     assert torch.equal(again, x)
+    assert all(map(torch.equal, repeated, made))
     assert not target.arrivals(0).any()
 
 
@@ -82,13 +89,16 @@ def test_expert_geglu(
     tiles: GemmTiles | None,
 ) -> None:
     rows, k, hidden = sizes
-    weight, folded = _weight(device, wanted, 2 * hidden, k), _folded(device, k, 2 * hidden)
-    x = _random(device, _dtype(wanted), rows, k) * 40
-    out = torch.full((rows, hidden), torch.nan, device=device, dtype=x.dtype)
-    got = expert_geglu(target, x, folded, weight, out, tiles)
-    exact = Folded(*_exact(*folded))
-    assert_close(got, EXACT.expert_geglu(_exact(x)[0], exact, _exact_weight(weight)), FACTOR)
-    assert torch.equal(got, expert_geglu(target, x, folded, weight, None, tiles))
+    weight, bias = (
+        _weight(device, wanted, 2 * hidden, k),
+        _random(device, torch.float32, 2 * hidden),
+    )
+    x = _scaled(device, _dtype(wanted), rows, k)
+    out = torch.full((rows, hidden), torch.nan, device=device, dtype=x.h.dtype)
+    got = expert_geglu(target, x, bias, weight, out, tiles)
+    exact_x, (exact_bias,) = Scaled(*_exact(*x)), _exact(bias)
+    assert_close(got, EXACT.expert_geglu(exact_x, exact_bias, _exact_weight(weight)), FACTOR)
+    assert torch.equal(got, expert_geglu(target, x, bias, weight, None, tiles))
 
 
 @pytest.mark.parametrize("tiles", TILES)
@@ -109,17 +119,16 @@ def test_expert_qkv(
     tiles: GemmTiles | None,
 ) -> None:
     columns = (heads + 2 * groups) * head_dim
-    weight, folded = _weight(device, wanted, columns, k), _folded(device, k, columns)
-    x = _random(device, _dtype(wanted), rows, k)
+    weight, bias = _weight(device, wanted, columns, k), _random(device, torch.float32, columns)
+    x = _scaled(device, _dtype(wanted), rows, k)
     cos, sin = rope_halves(30, head_dim, device)
     start = torch.tensor([11], dtype=torch.int32, device=device)
-    keys, values = torch.full((2, groups, 30, head_dim), 7.0, device=device, dtype=x.dtype)
+    keys, values = torch.full((2, groups, 30, head_dim), 7.0, device=device, dtype=x.h.dtype)
     exact_kv = _exact(keys.clone(), values.clone())
-    q = expert_qkv(target, x, folded, weight, cos, sin, start, keys, values, tiles=tiles)
-    exact = Folded(*_exact(*folded))
-    (exact_x,) = _exact(x)
+    q = expert_qkv(target, x, bias, weight, cos, sin, start, keys, values, tiles=tiles)
+    exact_x, (exact_bias,) = Scaled(*_exact(*x)), _exact(bias)
     tables = _exact(cos, sin, start)
-    wanted_q = EXACT.expert_qkv(exact_x, exact, _exact_weight(weight), *tables, *exact_kv)
+    wanted_q = EXACT.expert_qkv(exact_x, exact_bias, _exact_weight(weight), *tables, *exact_kv)
     assert q.shape == (rows, heads, head_dim)
     for made, reference in zip((q, keys, values), (wanted_q, *exact_kv), strict=True):
         if made.numel():
@@ -134,14 +143,15 @@ def test_a_step_of_the_expert_at_full_width(
     """Tiles as they follow from pi0.5's sizes; one product of each kind."""
     x, y = _random(device, torch.bfloat16, 10, 1024), _random(device, torch.bfloat16, 10, 4096)
     down, gate = _weight(device, wanted, 1024, 4096), _random(device, torch.float32, 1024)
-    gate_up, folded = _weight(device, wanted, 2 * 128, 1024), _folded(device, 1024, 2 * 128)
-    hidden = triton_ops.expert_geglu(x, folded, gate_up)
-    exact = EXACT.expert_geglu(_exact(x)[0], Folded(*_exact(*folded)), _exact_weight(gate_up))
-    assert_close(hidden, exact, FACTOR)
+    gate_up, bias = _weight(device, wanted, 2 * 128, 1024), _random(device, torch.float32, 2 * 128)
+    scale = _random(device, torch.float32, 1024)
     before = _exact(x)[0]
-    triton_ops.gated_linear(x, y, down, gate)
-    EXACT.gated_linear(before, *_exact(y), _exact_weight(down), *_exact(gate))
+    read_next = triton_ops.gated_linear(x, y, down, gate, scale)
+    EXACT.gated_linear(before, *_exact(y), _exact_weight(down), *_exact(gate, scale))
     assert_close(x, before)
+    hidden = triton_ops.expert_geglu(read_next, bias, gate_up)
+    exact = EXACT.expert_geglu(Scaled(*_exact(*read_next)), *_exact(bias), _exact_weight(gate_up))
+    assert_close(hidden, exact, FACTOR)
 
 
 def test_operands_that_are_not_contiguous_are_refused(
@@ -150,4 +160,4 @@ def test_operands_that_are_not_contiguous_are_refused(
     x, y = _random(device, torch.float32, 3, 16), _random(device, torch.float32, 3, 32)
     weight = Weight(_random(device, torch.float32, 32, 16).t())
     with pytest.raises(ValueError, match=r"weight of shape .* must be contiguous"):
-        triton_ops.gated_linear(x, y, weight, _random(device, torch.float32, 16))
+        triton_ops.gated_linear(x, y, weight, *_random(device, torch.float32, 2, 16))

@@ -16,6 +16,7 @@ from thor_policy_ros.backends.kernels import (
     resize_taps,
     rope_halves,
 )
+from thor_policy_ros.backends.kernels.reference import scaled
 from thor_policy_ros.model.config import GemmaConfig
 from thor_policy_ros.model.gemma import ExpertLayer, Modulation, PrefixLayer, rope_tables
 from thor_policy_ros.model.transforms import resize_with_pad
@@ -103,11 +104,12 @@ def _expert_layer(
         )
     )
     folded = fold(first.scale[0, 0], first.shift[0, 0], qkv)
-    q = OPS.expert_qkv(x, folded, qkv, cos, sin, length, keys, values)
+    mlp = fold(second.scale[0, 0], second.shift[0, 0], gate_up)
+    q = OPS.expert_qkv(scaled(x, folded.scale), folded.bias, qkv, cos, sin, length, keys, values)
     attended = OPS.suffix_attention(q, keys, values, length)
-    OPS.gated_linear(x, attended, o, first.gate[0, 0])
-    hidden = OPS.expert_geglu(x, fold(second.scale[0, 0], second.shift[0, 0], gate_up), gate_up)
-    OPS.gated_linear(x, hidden, down, second.gate[0, 0])
+    read_next = OPS.gated_linear(x, attended, o, first.gate[0, 0], mlp.scale)
+    hidden = OPS.expert_geglu(read_next, mlp.bias, gate_up)
+    OPS.gated_linear(x, hidden, down, second.gate[0, 0], folded.scale)
     return x
 
 
@@ -120,7 +122,8 @@ def test_folded_and_plain_adaptive_norms_agree() -> None:
         OPS.ada_rms_norm(x.clone(), scale[0], shift[0], delta=delta, gate=gate[0]),
         OPS.ada_rms_norm(x + delta * gate[0], scale[0], shift[0]),
     )
-    hidden = OPS.expert_geglu(x, fold(scale[0], shift[0], weight), weight)
+    folded = fold(scale[0], shift[0], weight)
+    hidden = OPS.expert_geglu(scaled(x, folded.scale), folded.bias, weight)
     torch.testing.assert_close(hidden, OPS.geglu(normed @ weight.data.t()), rtol=1e-4, atol=1e-5)
 
 

@@ -7,6 +7,7 @@ from thor_policy_ros.backends.kernels.ops import Ops, create_ops
 from thor_policy_ros.backends.kernels.resize_taps import ResizeTaps, resize_taps
 from thor_policy_ros.backends.kernels.weights import (
     Folded,
+    Scaled,
     Weight,
     fold,
     quantise_rows,
@@ -17,6 +18,7 @@ __all__ = [
     "Folded",
     "Ops",
     "ResizeTaps",
+    "Scaled",
     "Weight",
     "create_ops",
     "fold",

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thor_policy_ros.backends.fp8 import E4M3
+from thor_policy_ros.backends.kernels.overlap import wait_for_previous
 from thor_policy_ros.backends.kernels.rounding import store
 from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
 from thor_policy_ros.backends.kernels.tiles import ceil_div
@@ -25,7 +26,10 @@ def gelu_tanh(x):
 
 
 @triton.jit
-def geglu_kernel(gate_up_ptr, quantise_ptr, out_ptr, hidden, BLOCK: tl.constexpr):
+def geglu_kernel(
+    gate_up_ptr, quantise_ptr, out_ptr, hidden, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+):
+    wait_for_previous(OVERLAP)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < hidden
     row = tl.program_id(0).to(tl.int64)
@@ -37,7 +41,16 @@ def geglu_kernel(gate_up_ptr, quantise_ptr, out_ptr, hidden, BLOCK: tl.constexpr
 
 
 @triton.jit
-def bias_gelu_kernel(x_ptr, bias_ptr, quantise_ptr, out_ptr, width, BLOCK: tl.constexpr):
+def bias_gelu_kernel(
+    x_ptr,
+    bias_ptr,
+    quantise_ptr,
+    out_ptr,
+    width,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    wait_for_previous(OVERLAP)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     offsets = tl.program_id(0).to(tl.int64) * width + column
@@ -57,7 +70,8 @@ def geglu(
         dtype = gate_up.dtype if quantise is None else E4M3
         out = torch.empty((rows, hidden), device=gate_up.device, dtype=dtype)
     grid = (rows, ceil_div(hidden, BLOCK))
-    target.launch(geglu_kernel, grid, gate_up, quantise, out, hidden, BLOCK=BLOCK, num_warps=4)
+    options = {"BLOCK": BLOCK, "num_warps": 4, **target.overlap_options}
+    target.launch(geglu_kernel, grid, gate_up, quantise, out, hidden, **options)
     return out
 
 
@@ -74,5 +88,6 @@ def bias_gelu(
         out = torch.empty_like(x, dtype=x.dtype if quantise is None else E4M3)
     rows, width = x.shape
     grid = (rows, ceil_div(width, BLOCK))
-    target.launch(bias_gelu_kernel, grid, x, bias, quantise, out, width, BLOCK=BLOCK, num_warps=4)
+    options = {"BLOCK": BLOCK, "num_warps": 4, **target.overlap_options}
+    target.launch(bias_gelu_kernel, grid, x, bias, quantise, out, width, **options)
     return out

@@ -7,13 +7,15 @@ import triton.language as tl
 from torch import Tensor
 
 from thor_policy_ros.backends.kernels.overlap import wait_for_previous
+from thor_policy_ros.backends.kernels.small_gemm import empty_scaled
 from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
 from thor_policy_ros.backends.kernels.tiles import ceil_div, power_of_2
+from thor_policy_ros.backends.kernels.weights import Scaled
 from thor_policy_ros.model.gemma import RMS_NORM_EPS
 
 OUTPUTS = 128
 ACTIONS = 8
-WIDTH = 256
+WIDTH = 1024
 
 
 @triton.jit
@@ -21,23 +23,34 @@ def embed_actions_kernel(
     x_ptr,
     w_ptr,
     bias_ptr,
+    scale_ptr,
     out_ptr,
+    h_ptr,
+    squares_ptr,
+    rows,
     actions,
     width,
     BLOCK_A: tl.constexpr,
     OUTPUTS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    wait_for_previous(OVERLAP)
-    row = tl.program_id(0)
-    column = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    row = tl.program_id(1)
+    column = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     a = tl.arange(0, BLOCK_A)
     inside = column < width
-    x = tl.load(x_ptr + row * actions + a, mask=a < actions, other=0.0)
     mask = inside[:, None] & (a < actions)[None, :]
     w = tl.load(w_ptr + column[:, None] * actions + a[None, :], mask=mask, other=0.0)
-    value = tl.sum(w * x[None, :], 1) + tl.load(bias_ptr + column, mask=inside, other=0.0)
-    tl.store(out_ptr + row * width + column, value.to(out_ptr.dtype.element_ty), mask=inside)
+    bias = tl.load(bias_ptr + column, mask=inside, other=0.0)
+    wait_for_previous(OVERLAP)  # a step's constants may just have been copied to where they lie
+    scale = tl.load(scale_ptr + column, mask=inside, other=0.0)
+    x = tl.load(x_ptr + row * actions + a, mask=a < actions, other=0.0)
+    rounded = (tl.sum(w * x[None, :], 1) + bias).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * width + column, rounded, mask=inside)
+    value = rounded.to(tl.float32)
+    h = (value * scale).to(h_ptr.dtype.element_ty)
+    tl.store(h_ptr + row * width + column, h, mask=inside)
+    squares = tl.sum(tl.where(inside, value * value, 0.0), 0)
+    tl.store(squares_ptr + tl.program_id(0) * rows + row, squares)
 
 
 @triton.jit
@@ -59,7 +72,7 @@ def euler_step_kernel(
     WIDTH: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """The norm's factor comes out of the same pass as the product, as in folded_gemm."""
+    """The norm's factor comes out of the same pass as the product."""
     wait_for_previous(OVERLAP)
     row = tl.program_id(0)
     action = tl.program_id(1) * ACTIONS + tl.arange(0, ACTIONS)
@@ -88,19 +101,24 @@ def euler_step_kernel(
 
 
 def embed_actions(
-    target: KernelTarget, x_t: Tensor, weight: Tensor, bias: Tensor, out: Tensor
-) -> None:
+    target: KernelTarget, x_t: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, out: Tensor
+) -> Scaled:
     """`Ops.embed_actions`."""
-    require_contiguous(x_t=x_t, weight=weight, bias=bias, out=out)
+    require_contiguous(x_t=x_t, weight=weight, bias=bias, scale=scale, out=out)
     rows, actions = x_t.shape
     width = weight.shape[0]
+    parts = ceil_div(width, OUTPUTS)
+    made = empty_scaled(out, parts)
     target.launch(
         embed_actions_kernel,
-        (rows, ceil_div(width, OUTPUTS)),
+        (parts, rows),
         x_t,
         weight,
         bias,
+        scale,
         out,
+        *made,
+        rows,
         actions,
         width,
         BLOCK_A=power_of_2(actions),
@@ -108,6 +126,7 @@ def embed_actions(
         num_warps=4,
         **target.overlap_options,
     )
+    return made
 
 
 def euler_step(

@@ -1,9 +1,10 @@
 """Products behind an adaptive RMSNorm, the norm being part of them: expert_geglu and expert_qkv.
 
 `(norm(x) * scale + shift) @ W.T` is `rstd * ((x * scale) @ W.T) + shift @ W.T`. The last term is a
-constant of layer and step; the sum of squares runs along with the product. So nothing waits for a
-norm, and no block repeats it. Two columns that belong together (gate and up, or the two halves that
-RoPE turns) lie side by side in a tile: they meet in one thread's registers.
+constant of layer and step; `x * scale` and the sum of squares are made by whoever writes x. So
+nothing waits for a norm, no block repeats it, and the product's loop is a product alone. Two
+columns that belong together (gate and up, or the two halves that RoPE turns) lie side by side in a
+tile: they meet in one thread's registers.
 """
 
 from __future__ import annotations
@@ -14,30 +15,30 @@ import triton.language as tl
 from torch import Tensor
 
 from thor_policy_ros.backends.kernels.activations import gelu_tanh
-from thor_policy_ros.backends.kernels.overlap import prefetch_weights, wait_for_previous
-from thor_policy_ros.backends.kernels.rope import group_stride, store_rotated
+from thor_policy_ros.backends.kernels.overlap import wait_for_previous
+from thor_policy_ros.backends.kernels.rope import group_stride, load_rotation, store_rotated
 from thor_policy_ros.backends.kernels.small_gemm import (
     accumulate,
-    arrive_last,
     k_range,
+    load_weights,
     product_options,
     product_tiles,
-    summed_rows,
-    summed_tile,
-    tile_offsets,
+    split_scratch,
+    summed_over_splits,
 )
 from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
-from thor_policy_ros.backends.kernels.tiles import GemmTiles, ceil_div
-from thor_policy_ros.backends.kernels.weights import Folded, Weight
+from thor_policy_ros.backends.kernels.tiles import GemmTiles, ceil_div, power_of_2
+from thor_policy_ros.backends.kernels.weights import Scaled, Weight
 from thor_policy_ros.model.gemma import RMS_NORM_EPS
 
 
 @triton.jit
 def folded_tile(
-    x_ptr,
+    h_ptr,
+    squares_ptr,
+    parts,
     w_ptr,
     w_scale_ptr,
-    fold_ptr,
     bias_ptr,
     partial_ptr,
     counter_ptr,
@@ -48,24 +49,33 @@ def folded_tile(
     inside,
     k_size,
     EPS: tl.constexpr,
+    PARTS: tl.constexpr,
     SPLITS: tl.constexpr,
+    SLICES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
-    LINE: tl.constexpr,
+    ONE_STEP: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """f32[BLOCK_M,BLOCK_N] of the whole product, and whether this block is the one to store it."""
-    split = tl.program_id(2)
-    begin, end = k_range(k_size, split, SPLITS, BLOCK_K)
-    if OVERLAP:
-        prefetch_weights(w_ptr, column, columns, k_size, begin, end, BLOCK_K, LINE)
+    begin, end = k_range(k_size, tl.program_id(2), SPLITS, SLICES * BLOCK_K)
+    first = load_weights(w_ptr, column, inside, k_size, begin, SLICES, BLOCK_K, EVEN_K)
+    bias = tl.load(bias_ptr + column, mask=inside, other=0.0)
+    if w_scale_ptr is not None:
+        w_scale = tl.load(w_scale_ptr + column, mask=inside, other=0.0)
     wait_for_previous(OVERLAP)
-    acc, squares = accumulate(
-        x_ptr,
+    part = tl.arange(0, PARTS)
+    squares = tl.load(
+        squares_ptr + part[:, None] * rows + row[None, :],
+        mask=(part < parts)[:, None] & (row < rows)[None, :],
+        other=0.0,
+    )
+    acc = accumulate(
+        first,
+        h_ptr,
         w_ptr,
-        fold_ptr,
         row,
         rows,
         column,
@@ -73,37 +83,27 @@ def folded_tile(
         k_size,
         begin,
         end,
+        SLICES,
         BLOCK_M,
         BLOCK_N,
         BLOCK_K,
         EVEN_K,
+        ONE_STEP,
     )
-    last = True
-    if SPLITS > 1:
-        tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        parts_ptr = partial_ptr + tile * SPLITS * BLOCK_M * BLOCK_N
-        tiles = tl.num_programs(0) * tl.num_programs(1)
-        squares_ptr = partial_ptr + (tiles * BLOCK_N + tile) * SPLITS * BLOCK_M
-        own_ptr = parts_ptr + split * BLOCK_M * BLOCK_N
-        tl.store(own_ptr + tile_offsets(BLOCK_M, BLOCK_N), acc)
-        tl.store(squares_ptr + split * BLOCK_M + tl.arange(0, BLOCK_M), squares)
-        last = arrive_last(counter_ptr + tile, SPLITS)
-        if last:
-            acc = summed_tile(parts_ptr, SPLITS, BLOCK_M, BLOCK_N)
-            squares = summed_rows(squares_ptr, SPLITS, BLOCK_M)
-    rstd = tl.rsqrt(squares / k_size + EPS)
+    acc, last = summed_over_splits(acc, partial_ptr, counter_ptr, SPLITS, BLOCK_M, BLOCK_N)
+    rstd = tl.rsqrt(tl.sum(squares, 0) / k_size + EPS)
     if w_scale_ptr is not None:
-        acc *= tl.load(w_scale_ptr + column, mask=inside, other=0.0)[None, :]
-    bias = tl.load(bias_ptr + column, mask=inside, other=0.0)
+        acc *= w_scale[None, :]
     return acc * rstd[:, None] + bias[None, :], last
 
 
 @triton.jit
 def geglu_product_kernel(
-    x_ptr,
+    h_ptr,
+    squares_ptr,
+    parts,
     w_ptr,
     w_scale_ptr,
-    fold_ptr,
     bias_ptr,
     out_ptr,
     partial_ptr,
@@ -112,22 +112,25 @@ def geglu_product_kernel(
     hidden,
     k_size,
     EPS: tl.constexpr,
+    PARTS: tl.constexpr,
     SPLITS: tl.constexpr,
+    SLICES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
-    LINE: tl.constexpr,
+    ONE_STEP: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     lane = tl.arange(0, BLOCK_N)
     unit = tl.program_id(0) * (BLOCK_N // 2) + lane // 2
     value, last = folded_tile(
-        x_ptr,
+        h_ptr,
+        squares_ptr,
+        parts,
         w_ptr,
         w_scale_ptr,
-        fold_ptr,
         bias_ptr,
         partial_ptr,
         counter_ptr,
@@ -138,12 +141,14 @@ def geglu_product_kernel(
         unit < hidden,
         k_size,
         EPS,
+        PARTS,
         SPLITS,
+        SLICES,
         BLOCK_M,
         BLOCK_N,
         BLOCK_K,
         EVEN_K,
-        LINE,
+        ONE_STEP,
         OVERLAP,
     )
     if last:
@@ -156,10 +161,11 @@ def geglu_product_kernel(
 
 @triton.jit
 def qkv_product_kernel(
-    x_ptr,
+    h_ptr,
+    squares_ptr,
+    parts,
     w_ptr,
     w_scale_ptr,
-    fold_ptr,
     bias_ptr,
     partial_ptr,
     counter_ptr,
@@ -177,23 +183,39 @@ def qkv_product_kernel(
     k_size,
     HALF: tl.constexpr,
     EPS: tl.constexpr,
+    PARTS: tl.constexpr,
     SPLITS: tl.constexpr,
+    SLICES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
-    LINE: tl.constexpr,
+    ONE_STEP: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     lane = tl.arange(0, BLOCK_N)
     pair_of_lane = tl.program_id(0) * (BLOCK_N // 2) + lane // 2
     pairs = (heads + 2 * groups) * HALF
+    pair = (tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2))[None, :]
+    inside = (row[:, None] < rows) & (pair < pairs)
+    start = tl.load(start_ptr)
+    cos, sin = load_rotation(
+        cos_ptr,
+        sin_ptr,
+        start + row[:, None],
+        pair // HALF,
+        pair % HALF,
+        heads + groups,
+        HALF,
+        inside,
+    )
     value, last = folded_tile(
-        x_ptr,
+        h_ptr,
+        squares_ptr,
+        parts,
         w_ptr,
         w_scale_ptr,
-        fold_ptr,
         bias_ptr,
         partial_ptr,
         counter_ptr,
@@ -204,26 +226,27 @@ def qkv_product_kernel(
         pair_of_lane < pairs,
         k_size,
         EPS,
+        PARTS,
         SPLITS,
+        SLICES,
         BLOCK_M,
         BLOCK_N,
         BLOCK_K,
         EVEN_K,
-        LINE,
+        ONE_STEP,
         OVERLAP,
     )
     if last:
         low, high = tl.split(tl.reshape(value, (BLOCK_M, BLOCK_N // 2, 2)))
-        pair = (tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2))[None, :]
         store_rotated(
             low,
             high,
+            cos,
+            sin,
             row[:, None],
             pair // HALF,
             pair % HALF,
-            tl.load(start_ptr),
-            cos_ptr,
-            sin_ptr,
+            start,
             q_ptr,
             keys_ptr,
             values_ptr,
@@ -232,50 +255,52 @@ def qkv_product_kernel(
             capacity,
             kv_stride,
             HALF,
-            (row[:, None] < rows) & (pair < pairs),
+            inside,
         )
 
 
 def expert_geglu(
     target: KernelTarget,
-    x: Tensor,
-    folded: Folded,
+    x: Scaled,
+    bias: Tensor,
     weight: Weight,
     out: Tensor | None = None,
     tiles: GemmTiles | None = None,
 ) -> Tensor:
     """`Ops.expert_geglu`. tiles: instead of those that follow from the sizes."""
-    require_contiguous(x=x, weight=weight.data, w_scale=weight.scale, **folded._asdict(), out=out)
-    rows, k = x.shape
+    require_contiguous(h=x.h, squares=x.squares, weight=weight.data, bias=bias, out=out)
+    require_contiguous(w_scale=weight.scale)
+    rows, k = x.h.shape
     hidden = weight.data.shape[0] // 2
     if out is None:
-        out = torch.empty((rows, hidden), device=x.device, dtype=x.dtype)
-    t = tiles or product_tiles(target, x, weight)
+        out = torch.empty((rows, hidden), device=x.h.device, dtype=x.h.dtype)
+    t = tiles or product_tiles(target, x.h, weight)
     grid = (ceil_div(2 * hidden, t.block_n), ceil_div(rows, t.block_m), t.splits)
     target.launch(
         geglu_product_kernel,
         grid,
-        x,
+        x.h,
+        x.squares,
+        x.squares.shape[0],
         weight.data,
         weight.scale,
-        folded.scale,
-        folded.bias,
+        bias,
         out,
-        *_scratch(target, grid, t),
+        *split_scratch(target, grid, t),
         rows,
         hidden,
         k,
         EPS=RMS_NORM_EPS,
-        **product_options(t, weight),
-        **target.overlap_options,
+        PARTS=power_of_2(x.squares.shape[0]),
+        **product_options(target, t, weight),
     )
     return out
 
 
 def expert_qkv(
     target: KernelTarget,
-    x: Tensor,
-    folded: Folded,
+    x: Scaled,
+    bias: Tensor,
     weight: Weight,
     cos: Tensor,
     sin: Tensor,
@@ -286,25 +311,27 @@ def expert_qkv(
     tiles: GemmTiles | None = None,
 ) -> Tensor:
     """`Ops.expert_qkv`. tiles: instead of those that follow from the sizes."""
-    require_contiguous(x=x, weight=weight.data, w_scale=weight.scale, **folded._asdict(), out=out)
+    require_contiguous(h=x.h, squares=x.squares, weight=weight.data, bias=bias, out=out)
+    require_contiguous(w_scale=weight.scale)
     require_contiguous(cos=cos, sin=sin)
     groups, capacity, head_dim = keys.shape
-    rows, k = x.shape
+    rows, k = x.h.shape
     columns = weight.data.shape[0]
     heads = columns // head_dim - 2 * groups
     if out is None:
-        out = torch.empty((rows, heads, head_dim), device=x.device, dtype=x.dtype)
-    t = tiles or product_tiles(target, x, weight)
+        out = torch.empty((rows, heads, head_dim), device=x.h.device, dtype=x.h.dtype)
+    t = tiles or product_tiles(target, x.h, weight)
     grid = (ceil_div(columns, t.block_n), ceil_div(rows, t.block_m), t.splits)
     target.launch(
         qkv_product_kernel,
         grid,
-        x,
+        x.h,
+        x.squares,
+        x.squares.shape[0],
         weight.data,
         weight.scale,
-        folded.scale,
-        folded.bias,
-        *_scratch(target, grid, t),
+        bias,
+        *split_scratch(target, grid, t),
         cos,
         sin,
         start,
@@ -319,14 +346,7 @@ def expert_qkv(
         k,
         HALF=head_dim // 2,
         EPS=RMS_NORM_EPS,
-        **product_options(t, weight),
-        **target.overlap_options,
+        PARTS=power_of_2(x.squares.shape[0]),
+        **product_options(target, t, weight),
     )
     return out
-
-
-def _scratch(target: KernelTarget, grid: tuple[int, int, int], t: GemmTiles) -> tuple[Tensor, ...]:
-    """Partial tiles with a sum of squares for each of their rows, and the counters."""
-    tiles = grid[0] * grid[1]
-    floats = tiles * t.splits * t.block_m * (t.block_n + 1)
-    return target.partials(floats), target.arrivals(tiles)

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thor_policy_ros.backends.fp8 import E4M3
+from thor_policy_ros.backends.kernels.overlap import wait_for_previous
 from thor_policy_ros.backends.kernels.rounding import store
 from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
 from thor_policy_ros.backends.kernels.tiles import power_of_2
@@ -25,7 +26,9 @@ def layer_norm_kernel(
     width,
     EPS: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    wait_for_previous(OVERLAP)
     column = tl.arange(0, BLOCK)
     inside = column < width
     offsets = tl.program_id(0).to(tl.int64) * width + column
@@ -71,5 +74,6 @@ def layer_norm(
         EPS=LAYER_NORM_EPS,
         BLOCK=block,
         num_warps=4 if block <= 2048 else 8,
+        **target.overlap_options,
     )
     return out

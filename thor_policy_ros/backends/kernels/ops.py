@@ -19,7 +19,7 @@ from torch import Tensor
 
 from thor_policy_ros.backends.kernels.capability import missing_for_triton
 from thor_policy_ros.backends.kernels.resize_taps import ResizeTaps
-from thor_policy_ros.backends.kernels.weights import Folded, Weight
+from thor_policy_ros.backends.kernels.weights import Scaled, Weight
 from thor_policy_ros.types import BackendUnavailableError
 
 NAMES = ("reference", "triton")
@@ -135,8 +135,8 @@ class Ops(Protocol):
 
     def expert_qkv(
         self,
-        x: Tensor,
-        folded: Folded,
+        x: Scaled,
+        bias: Tensor,
         weight: Weight,
         cos: Tensor,
         sin: Tensor,
@@ -146,18 +146,34 @@ class Ops(Protocol):
         *,
         out: Tensor | None = None,
     ) -> Tensor:
-        """adaRMS, product and `split_qkv` in one, for few rows: x [M,W] -> q [M,heads,D]."""
+        """adaRMS, product and `split_qkv` in one, for few rows: x [M,W] -> q [M,heads,D].
+
+        x, bias f32[N]: as `weights.Folded` says.
+        """
 
     def expert_geglu(
-        self, x: Tensor, folded: Folded, weight: Weight, *, out: Tensor | None = None
+        self, x: Scaled, bias: Tensor, weight: Weight, *, out: Tensor | None = None
     ) -> Tensor:
-        """adaRMS, merged gate-up product and GEGLU in one, for few rows: x [M,W] -> [M,F]."""
+        """adaRMS, merged gate-up product and GEGLU in one, for few rows: x [M,W] -> [M,F].
 
-    def gated_linear(self, x: Tensor, y: Tensor, weight: Weight, gate: Tensor) -> None:
-        """`x += gate * (y @ weight.T)` in place, for few rows: x [M,N], y [M,K], gate f32[N]."""
+        bias f32[2F]: as in `expert_qkv`.
+        """
 
-    def embed_actions(self, x_t: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-        """`out = x_t @ weight.T + bias`: x_t f32[H,A], weight f32[W,A], bias f32[W], out [H,W]."""
+    def gated_linear(
+        self, x: Tensor, y: Tensor, weight: Weight, gate: Tensor, scale: Tensor
+    ) -> Scaled:
+        """`x += gate * (y @ weight.T)` in place, for few rows: x [M,N], y [M,K], gate f32[N].
+
+        scale: f32[N] of the norm that reads x next, which gets the result.
+        """
+
+    def embed_actions(
+        self, x_t: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, out: Tensor
+    ) -> Scaled:
+        """`out = x_t @ weight.T + bias`: x_t f32[H,A], weight f32[W,A], bias f32[W], out [H,W].
+
+        scale: f32[W] of the norm that reads `out` next, which gets the result.
+        """
 
     def euler_step(
         self,
@@ -191,8 +207,8 @@ class Ops(Protocol):
 def create_ops(name: str, device: torch.device | str, overlap: bool = False) -> Ops:
     """'reference': torch, anywhere. 'triton': BackendUnavailableError says what is missing.
 
-    overlap: let Triton's kernels of a denoise step begin before the one in front of them ends
-    (Hopper and later; not run on a GPU yet). ValueError for a name that is not known.
+    overlap: let Triton's kernels begin before the one in front of them ends, where
+    `kernels_can_overlap`. ValueError for a name that is not known.
     """
     if name == "reference":
         from thor_policy_ros.backends.kernels.reference import ReferenceOps
@@ -206,3 +222,10 @@ def create_ops(name: str, device: torch.device | str, overlap: bool = False) -> 
     from thor_policy_ros.backends.kernels.triton_ops import TritonOps
 
     return TritonOps(torch.device(device), overlap=overlap)
+
+
+def kernels_can_overlap(device: torch.device) -> bool:
+    """Whether the device knows programmatic dependent launch (Hopper and later)."""
+    from thor_policy_ros.backends.kernels.capability import limits_of
+
+    return device.type == "cuda" and limits_of(device).can_overlap

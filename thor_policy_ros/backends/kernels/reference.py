@@ -12,7 +12,7 @@ from torch import Tensor
 from thor_policy_ros.backends.flow_guidance import guided_velocity
 from thor_policy_ros.backends.fp8 import saturating_cast
 from thor_policy_ros.backends.kernels.resize_taps import PRECISION_BITS, ResizeTaps
-from thor_policy_ros.backends.kernels.weights import Folded, Weight
+from thor_policy_ros.backends.kernels.weights import Scaled, Weight
 from thor_policy_ros.model.gemma import RMS_NORM_EPS
 from thor_policy_ros.model.siglip import LAYER_NORM_EPS
 
@@ -130,8 +130,8 @@ class ReferenceOps:
 
     def expert_qkv(
         self,
-        x: Tensor,
-        folded: Folded,
+        x: Scaled,
+        bias: Tensor,
         weight: Weight,
         cos: Tensor,
         sin: Tensor,
@@ -141,19 +141,25 @@ class ReferenceOps:
         *,
         out: Tensor | None = None,
     ) -> Tensor:
-        qkv = _folded_product(x, folded, weight)
-        return _split(qkv, x.dtype, cos, sin, start, keys, values, out)
+        qkv = _folded_product(x, bias, weight)
+        return _split(qkv, x.h.dtype, cos, sin, start, keys, values, out)
 
     def expert_geglu(
-        self, x: Tensor, folded: Folded, weight: Weight, *, out: Tensor | None = None
+        self, x: Scaled, bias: Tensor, weight: Weight, *, out: Tensor | None = None
     ) -> Tensor:
-        return _store(_gated(_folded_product(x, folded, weight)), x.dtype, None, out)
+        return _store(_gated(_folded_product(x, bias, weight)), x.h.dtype, None, out)
 
-    def gated_linear(self, x: Tensor, y: Tensor, weight: Weight, gate: Tensor) -> None:
+    def gated_linear(
+        self, x: Tensor, y: Tensor, weight: Weight, gate: Tensor, scale: Tensor
+    ) -> Scaled:
         x.copy_(_wide(x) + gate * _product(_wide(y), weight))
+        return scaled(x, scale)
 
-    def embed_actions(self, x_t: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    def embed_actions(
+        self, x_t: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, out: Tensor
+    ) -> Scaled:
         out.copy_(F.linear(x_t, weight, bias))
+        return scaled(out, scale)
 
     def euler_step(
         self,
@@ -210,12 +216,16 @@ def _product(x: Tensor, weight: Weight) -> Tensor:
     return product if weight.scale is None else product * weight.scale
 
 
-def _folded_product(x: Tensor, folded: Folded, weight: Weight) -> Tensor:
-    """The scaled rows are rounded to the dtype of x, as a matrix unit wants them."""
+def _folded_product(x: Scaled, bias: Tensor, weight: Weight) -> Tensor:
+    h = _wide(x.h)
+    rstd = torch.rsqrt(x.squares.sum(0) / h.shape[1] + RMS_NORM_EPS)
+    return rstd[:, None] * _product(h, weight) + bias
+
+
+def scaled(x: Tensor, scale: Tensor) -> Scaled:
+    """`Scaled` of x [M,W] and scale f32[W], squares in one part."""
     wide = _wide(x)
-    rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + RMS_NORM_EPS)
-    scaled = (wide * folded.scale).to(x.dtype).to(wide.dtype)
-    return rstd * _product(scaled, weight) + folded.bias
+    return Scaled((wide * scale).to(x.dtype), wide.square().sum(-1)[None])
 
 
 def _split(

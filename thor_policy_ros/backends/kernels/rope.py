@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thor_policy_ros.backends.kernels.overlap import wait_for_previous
 from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
 from thor_policy_ros.backends.kernels.tiles import ceil_div, power_of_2
 
@@ -14,15 +15,24 @@ ROWS = 4
 
 
 @triton.jit
+def load_rotation(cos_ptr, sin_ptr, position, head, j, turned_heads, HALF: tl.constexpr, inside):
+    """cos and sin of the elements of heads (tiles that broadcast); 1 and 0 for values."""
+    rotated = inside & (head < turned_heads)
+    cos = tl.load(cos_ptr + position * HALF + j, mask=rotated, other=1.0)
+    sin = tl.load(sin_ptr + position * HALF + j, mask=rotated, other=0.0)
+    return cos, sin
+
+
+@triton.jit
 def store_rotated(
     low,
     high,
+    cos,
+    sin,
     row,
     head,
     j,
     start,
-    cos_ptr,
-    sin_ptr,
     q_ptr,
     keys_ptr,
     values_ptr,
@@ -35,14 +45,11 @@ def store_rotated(
 ):
     """Halves of heads as tiles that broadcast to [rows, pairs]: rotate, and store by kind of head.
 
-    row, head and j (the place within a half) say where an element belongs. Heads are ordered
-    queries, keys, values; values are not rotated. Rows beyond the buffers are dropped.
+    cos and sin: of `load_rotation`. row, head and j (the place within a half) say where an element
+    belongs. Heads are ordered queries, keys, values. Rows beyond the buffers are dropped.
     """
     position = start + row
     is_value = head >= heads + groups
-    rotated = inside & ~is_value
-    cos = tl.load(cos_ptr + position * HALF + j, mask=rotated, other=1.0)
-    sin = tl.load(sin_ptr + position * HALF + j, mask=rotated, other=0.0)
     first, second = low * cos - high * sin, high * cos + low * sin
     is_query = inside & (head < heads)
     q = q_ptr + (row.to(tl.int64) * heads + head) * 2 * HALF + j
@@ -75,7 +82,9 @@ def split_qkv_kernel(
     ROWS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    wait_for_previous(OVERLAP)
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     j = tl.arange(0, BLOCK)[None, :]
     head = tl.program_id(1)
@@ -83,15 +92,17 @@ def split_qkv_kernel(
     source = qkv_ptr + (row.to(tl.int64) * (heads + 2 * groups) + head) * 2 * HALF + j
     low = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     high = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
+    start = tl.load(start_ptr)
+    cos, sin = load_rotation(cos_ptr, sin_ptr, start + row, head, j, heads + groups, HALF, inside)
     store_rotated(
         low,
         high,
+        cos,
+        sin,
         row,
         head,
         j,
-        tl.load(start_ptr),
-        cos_ptr,
-        sin_ptr,
+        start,
         q_ptr,
         keys_ptr,
         values_ptr,
@@ -141,6 +152,7 @@ def split_qkv(
         HALF=half,
         BLOCK=power_of_2(half),
         num_warps=4,
+        **target.overlap_options,
     )
     return out
 

@@ -15,11 +15,12 @@ from thor_policy_ros.backends.kernels import (
     rms_norm,
     rope,
     small_gemm,
+    suffix_attention,
 )
 from thor_policy_ros.backends.kernels.capability import limits_of
 from thor_policy_ros.backends.kernels.resize_taps import ResizeTaps
 from thor_policy_ros.backends.kernels.target import KernelTarget
-from thor_policy_ros.backends.kernels.weights import Folded, Weight
+from thor_policy_ros.backends.kernels.weights import Scaled, Weight
 
 
 class TritonOps:
@@ -119,7 +120,7 @@ class TritonOps:
         *,
         out: Tensor | None = None,
     ) -> Tensor:
-        return attention.suffix_attention(self.target, q, keys, values, length, out)
+        return suffix_attention.suffix_attention(self.target, q, keys, values, length, out)
 
     def vision_attention(
         self, qkv: Tensor, heads: int, *, quantise: Tensor | None = None, out: Tensor | None = None
@@ -128,8 +129,8 @@ class TritonOps:
 
     def expert_qkv(
         self,
-        x: Tensor,
-        folded: Folded,
+        x: Scaled,
+        bias: Tensor,
         weight: Weight,
         cos: Tensor,
         sin: Tensor,
@@ -140,19 +141,23 @@ class TritonOps:
         out: Tensor | None = None,
     ) -> Tensor:
         return folded_gemm.expert_qkv(
-            self.target, x, folded, weight, cos, sin, start, keys, values, out
+            self.target, x, bias, weight, cos, sin, start, keys, values, out
         )
 
     def expert_geglu(
-        self, x: Tensor, folded: Folded, weight: Weight, *, out: Tensor | None = None
+        self, x: Scaled, bias: Tensor, weight: Weight, *, out: Tensor | None = None
     ) -> Tensor:
-        return folded_gemm.expert_geglu(self.target, x, folded, weight, out)
+        return folded_gemm.expert_geglu(self.target, x, bias, weight, out)
 
-    def gated_linear(self, x: Tensor, y: Tensor, weight: Weight, gate: Tensor) -> None:
-        small_gemm.gated_linear(self.target, x, y, weight, gate)
+    def gated_linear(
+        self, x: Tensor, y: Tensor, weight: Weight, gate: Tensor, scale: Tensor
+    ) -> Scaled:
+        return small_gemm.gated_linear(self.target, x, y, weight, gate, scale)
 
-    def embed_actions(self, x_t: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-        flow_step.embed_actions(self.target, x_t, weight, bias, out)
+    def embed_actions(
+        self, x_t: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, out: Tensor
+    ) -> Scaled:
+        return flow_step.embed_actions(self.target, x_t, weight, bias, scale, out)
 
     def euler_step(
         self,

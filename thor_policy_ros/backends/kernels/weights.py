@@ -39,6 +39,16 @@ class Folded(NamedTuple):
     bias: Tensor
 
 
+class Scaled(NamedTuple):
+    """A residual stream x [M,W] as the product behind an adaptive RMSNorm reads it (see Folded).
+
+    h: [M,W] of x * scale, in the dtype of x. squares: f32[T,M], parts of the sum of x^2 over W.
+    """
+
+    h: Tensor
+    squares: Tensor
+
+
 def quantise_rows(weight: Tensor) -> Weight:
     """[N,K] in E4M3, every row with a scale of its own."""
     values = weight.detach().float()
