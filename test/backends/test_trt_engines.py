@@ -57,6 +57,7 @@ wants_tensorrt = pytest.mark.skipif(installed_module() is None, reason="no Tenso
         {"level": 3},
         {"tensorrt": "tensorrt_rtx"},
         {"tensorrt_version": "10.14.1"},
+        {"mlp_absmax": (1.0, None)},
     ],
     ids=str,
 )

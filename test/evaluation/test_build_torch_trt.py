@@ -16,6 +16,7 @@ from support.toy_checkpoint import TINY, write_toy_checkpoint
 
 from thor_policy_ros.backends import torch_trt_engines
 from thor_policy_ros.backends.engine_cache import EngineCache
+from thor_policy_ros.backends.registry import ENGINES
 from thor_policy_ros.backends.torch_trt import requests_for
 from thor_policy_ros.backends.torch_trt_engines import GraphRequest
 from thor_policy_ros.backends.torch_trt_package import import_flavour, installed
@@ -141,5 +142,5 @@ def test_a_machine_without_a_gpu_says_what_it_lacks(
     assert "a GPU of sm_120 (here is none)" in said
 
 
-def test_both_backends_with_engines_can_be_named() -> None:
-    assert set(PLANS) == {"tensorrt", "torch_trt"}
+def test_every_backend_with_engines_can_be_named() -> None:
+    assert set(PLANS) == {name for name, engine in ENGINES.items() if engine.takes_options}

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from thor_policy_ros.backends.network_ops import TORCH_DTYPES, Dtype, TorchOps
 from thor_policy_ros.backends.trt_module import TensorRT
-from thor_policy_ros.backends.trt_parts import PARTS
+from thor_policy_ros.backends.trt_parts import PARTS, network_of
 from thor_policy_ros.model.pi05 import Pi05
 
 VERSION = "10.13.3"
@@ -70,9 +70,15 @@ class Engine:
 
     device_memory_size_v2 = WORKING_BYTES
 
-    def __init__(self, part: str, model: Pi05, rtx: bool = False) -> None:
+    def __init__(
+        self,
+        part: str,
+        model: Pi05,
+        rtx: bool = False,
+        mlp_absmax: tuple[float | None, ...] = (),
+    ) -> None:
         self._rtx = rtx
-        self._network = lambda ops: PARTS[part].network(ops, model)
+        self._network = lambda ops: network_of(part, mlp_absmax)(ops, model)
         self._profiles = []
         with torch.inference_mode():
             for bucket in PARTS[part].buckets(model.config):
@@ -187,7 +193,7 @@ def plan_of(part: str) -> bytes:
     return json.dumps({"stand_in": part}).encode()
 
 
-def stand_in(model: Pi05, rtx: bool = False) -> TensorRT:
+def stand_in(model: Pi05, rtx: bool = False, mlp_absmax: tuple[float | None, ...] = ()) -> TensorRT:
     """The package tensorrt, or tensorrt_rtx, whose engines have the weights of `model`."""
 
     class Runtime:
@@ -196,7 +202,7 @@ def stand_in(model: Pi05, rtx: bool = False) -> TensorRT:
 
         def deserialize_cuda_engine(self, plan: memoryview) -> Engine | None:
             try:
-                return Engine(json.loads(bytes(plan))["stand_in"], model, rtx)
+                return Engine(json.loads(bytes(plan))["stand_in"], model, rtx, mlp_absmax)
             except MemoryError:
                 self._logger.log(Logger.ERROR, "Error Code 1: Cuda Runtime (out of memory)")
                 return None

@@ -36,6 +36,13 @@ def saturating_cast(x: Tensor, scale: Tensor) -> Tensor:
     return (x * scale.reciprocal()).clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3)
 
 
+def quantised_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """In E4M3 with one scale f32[], which brings its largest element to the end of the range."""
+    wide = weight.detach().float()
+    scale = wide.abs().amax().clamp_min(_LEAST_ABSMAX) / E4M3_MAX
+    return saturating_cast(wide, scale), scale
+
+
 def device_matmul(
     a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Tensor | None = None
 ) -> Tensor:
@@ -76,8 +83,8 @@ class Fp8Linear(nn.Module):
         super().__init__()
         padded = F.pad(weight.detach().float(), (0, -weight.shape[1] % ALIGNMENT))
         padded = F.pad(padded, (0, 0, 0, -weight.shape[0] % ALIGNMENT))
-        scale = padded.abs().amax().clamp_min(_LEAST_ABSMAX) / E4M3_MAX
-        self._set(saturating_cast(padded, scale), scale, tuple(weight.shape), absmax, matmul)
+        held, scale = quantised_weight(padded)
+        self._set(held, scale, tuple(weight.shape), absmax, matmul)
 
     @classmethod
     def quantised(

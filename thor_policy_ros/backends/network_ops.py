@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from thor_policy_ros.backends.fp8 import activation_scale, quantised_weight, saturating_cast
+
 Dtype = Literal["float32", "bfloat16"]
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 T = TypeVar("T")
@@ -49,6 +51,11 @@ class NetworkOps(Protocol[T]):
 
     def matmul(self, a: T, b: T, transpose_b: bool = False) -> T:
         """Same rank, [...,M,K] times [...,K,N], or [...,N,K] with `transpose_b`."""
+        ...
+
+    def fp8_product(self, x: T, weight: Tensor, absmax: float) -> T:
+        """x: [rows,in], weight: [out,in] -> [rows,out] of x's dtype, both rounded to E4M3: the
+        weight by its own scale, x by that of `absmax`, beyond which it saturates."""
         ...
 
     def reshape(self, x: T, shape: tuple[int, ...]) -> T: ...
@@ -113,6 +120,12 @@ class TorchOps:
     def matmul(self, a: Tensor, b: Tensor, transpose_b: bool = False) -> Tensor:
         self._check_alike(a, b)
         return a @ (b.transpose(-1, -2) if transpose_b else b)
+
+    def fp8_product(self, x: Tensor, weight: Tensor, absmax: float) -> Tensor:
+        scale = activation_scale(torch.tensor(absmax))
+        rows = saturating_cast(x, scale.to(x.dtype)).float()
+        columns, weight_scale = quantised_weight(weight)
+        return ((rows @ columns.float().t()) * (scale * weight_scale)).to(x.dtype)
 
     def reshape(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         return x.reshape(shape)

@@ -59,6 +59,11 @@ ENGINES: dict[str, Engine] = {
         "three TensorRT engines (vision, prefix, denoise step), built once and kept",
         takes_options=True,
     ),
+    "tensorrt_fp8": Engine(
+        "thor_policy_ros.backends.tensorrt_fp8",
+        "tensorrt with gate and up of the prefix's MLPs in FP8, by quantise and dequantise nodes",
+        takes_options=True,
+    ),
     "torch_trt": Engine(
         "thor_policy_ros.backends.torch_trt",
         "Torch-TensorRT: vision, prefix and denoise step as one exported graph each",
@@ -82,6 +87,7 @@ BACKENDS: dict[str, BackendSpec] = {
         BackendSpec("pytorch_pipelined", "pytorch", pipelined=True),
         BackendSpec("tensorrt", "tensorrt"),
         BackendSpec("tensorrt_pipelined", "tensorrt", pipelined=True),
+        BackendSpec("tensorrt_fp8", "tensorrt_fp8", "fp8_hybrid", "static"),
         BackendSpec("fp8_mlp", "fp8_mlp", "fp8_hybrid", "static", reuse_every=2),
         BackendSpec("fp8_mlp_freq1", "fp8_mlp", "fp8_hybrid", "static", reuse_every=1),
         BackendSpec("fp8_mlp_freq2", "fp8_mlp", "fp8_hybrid", "static", reuse_every=2),

@@ -81,9 +81,10 @@ def load(
     device: torch.device | str | None,
     dtype: torch.dtype | str | None,
     options: EngineOptions = EngineOptions(),  # noqa: B008 (frozen)
+    mlp_absmax: tuple[float | None, ...] = (),
 ) -> TensorRTBackend:
     """See `registry.create_backend`. Engines that the cache lacks are built first, which takes
-    minutes: `thor-policy build` does it ahead."""
+    minutes: `thor-policy build` does it ahead. mlp_absmax: see `prefix_network`."""
     target_device = checked_device(device)
     if target_device.type != "cuda":
         raise BackendUnavailableError(
@@ -94,7 +95,8 @@ def load(
     weights = checkpoint_weights(checkpoint, config)
     with torch.cuda.device(target_device):
         target = target_of(tensorrt, CURRENT)
-        requests = requests_for(tensorrt, weights, kind, target, options.tensorrt_level)
+        level = options.tensorrt_level
+        requests = requests_for(tensorrt, weights, kind, target, level, mlp_absmax)
         cache = cache_of(options)
         loaded = {name: load_engine(tensorrt, r, cache) for name, r in requests.items()}
         on_gpu = {name: part.engine for name, part in loaded.items()}

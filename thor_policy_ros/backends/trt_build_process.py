@@ -22,7 +22,7 @@ from thor_policy_ros.backends.trt_builder import BuiltEngine, EngineBuildError, 
 from thor_policy_ros.backends.trt_engines import EngineRequest, Target
 from thor_policy_ros.backends.trt_module import TensorRT, import_tensorrt
 from thor_policy_ros.backends.trt_ops import TensorRTOps
-from thor_policy_ros.backends.trt_parts import PARTS
+from thor_policy_ros.backends.trt_parts import PARTS, network_of
 from thor_policy_ros.backends.trt_weights import Weights
 from thor_policy_ros.model.config import model_config_from_json
 from thor_policy_ros.types import BackendUnavailableError
@@ -64,6 +64,7 @@ def request_from_json(asked: dict[str, Any]) -> EngineRequest:
         level=asked["level"],
         tensorrt=asked["tensorrt"],
         tensorrt_version=asked["tensorrt_version"],
+        mlp_absmax=tuple(asked["mlp_absmax"]),
     )
 
 
@@ -99,7 +100,7 @@ def _build(tensorrt: TensorRT, request: EngineRequest, answers: TextIO) -> Built
         answers.write(json.dumps({"progress": doing, "done": done}) + "\n")
 
     def define(ops: TensorRTOps) -> None:
-        part.network(ops, model)
+        network_of(request.part, request.mlp_absmax)(ops, model)
 
     say("loading weights", 0.0)
     model = request.weights.load(part.holds, request.dtype)

@@ -50,7 +50,7 @@ class Target:
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """One engine: everything that decides what is in it."""
+    """One engine: everything that decides what is in it. mlp_absmax: see `prefix_network`."""
 
     part: str
     weights: Weights
@@ -59,6 +59,7 @@ class EngineRequest:
     level: int
     tensorrt: str
     tensorrt_version: str
+    mlp_absmax: tuple[float | None, ...] = ()
 
     @property
     def key(self) -> EngineKey:
@@ -73,9 +74,13 @@ class EngineRequest:
             precision=dtype_name(self.dtype),
             part=self.part,
             shapes=json.dumps(shapes, sort_keys=True),
-            settings=f"optimization level {self.level}",
+            settings=f"optimization level {self.level}{self._in_fp8}",
             sources=sources_digest(),
         )
+
+    @property
+    def _in_fp8(self) -> str:
+        return f", MLPs in FP8 {json.dumps(self.mlp_absmax)}" if self.mlp_absmax else ""
 
     @property
     def settings(self) -> BuildSettings:
@@ -213,6 +218,7 @@ def request_json(request: EngineRequest, cache: EngineCache) -> dict[str, Any]:
         "dtype": dtype_name(request.dtype),
         "target": asdict(request.target),
         "level": request.level,
+        "mlp_absmax": request.mlp_absmax,
         "tensorrt": request.tensorrt,
         "tensorrt_version": request.tensorrt_version,
         "device": torch.cuda.current_device() if request.target.builds_as == CURRENT else None,
@@ -222,10 +228,18 @@ def request_json(request: EngineRequest, cache: EngineCache) -> dict[str, Any]:
 
 
 def requests_for(
-    tensorrt: TensorRT, weights: Weights, dtype: torch.dtype, target: Target, level: int
+    tensorrt: TensorRT,
+    weights: Weights,
+    dtype: torch.dtype,
+    target: Target,
+    level: int,
+    mlp_absmax: tuple[float | None, ...] = (),
 ) -> dict[str, EngineRequest]:
-    """One request for each part, by its name."""
+    """One request for each part, by its name; mlp_absmax is for the prefix alone."""
     first = EngineRequest(
         "vision", weights, dtype, target, level, tensorrt.flavour, tensorrt.version
     )
-    return {name: replace(first, part=name) for name in PARTS}
+    return {
+        name: replace(first, part=name, mlp_absmax=mlp_absmax if name == "prefix" else ())
+        for name in PARTS
+    }

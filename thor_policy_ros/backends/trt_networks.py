@@ -11,6 +11,7 @@ Padding is an additive float32 bias over the keys: 0 for a valid one, `MASKED` f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Generic, cast
 
 import torch
@@ -56,10 +57,14 @@ def vision_network(ops: NetworkOps[T], model: Pi05) -> None:
     ops.output("image_tokens", blocks.linear(x, model.projector))
 
 
-def prefix_network(ops: NetworkOps[T], model: Pi05) -> None:
+def prefix_network(
+    ops: NetworkOps[T], model: Pi05, mlp_absmax: Sequence[float | None] = ()
+) -> None:
     """embeddings [P,W], cos and sin f32[P,D], bias f32[P] -> keys, values [layers,G,P,D].
 
     Of the last layer only keys and values are computed: nothing else of it is used.
+    mlp_absmax: of the input of each layer's MLP, whose gate and up are then FP8 products; None
+    for a layer that stays dense, () for all of them.
     """
     gemma = model.config.language
     blocks = _Blocks(ops, dtype_name(model.dtype))
@@ -68,7 +73,7 @@ def prefix_network(ops: NetworkOps[T], model: Pi05) -> None:
     bias = ops.reshape(ops.input("bias", (-1,), "float32"), (1, 1, -1))
     keys, values = [], []
     layers = [cast(PrefixLayer, layer) for layer in model.language.layers]
-    for layer in layers:
+    for index, layer in enumerate(layers):
         normed = blocks.rms_norm(x, layer.input_layernorm.weight)
         if layer is layers[-1]:
             k, v = blocks.project_kv(normed, layer.self_attn, rope)
@@ -76,7 +81,8 @@ def prefix_network(ops: NetworkOps[T], model: Pi05) -> None:
             q, k, v = blocks.project(normed, layer.self_attn, rope)
             x = ops.add(x, blocks.attend(q, k, v, bias, layer.self_attn))
             normed = blocks.rms_norm(x, layer.post_attention_layernorm.weight)
-            x = ops.add(x, blocks.mlp(normed, layer.mlp))
+            absmax = mlp_absmax[index] if mlp_absmax else None
+            x = ops.add(x, blocks.mlp(normed, layer.mlp, absmax))
         keys.append(ops.reshape(k, (1, gemma.num_kv_heads, -1, gemma.head_dim)))
         values.append(ops.reshape(v, (1, gemma.num_kv_heads, -1, gemma.head_dim)))
     ops.output("keys", ops.concat(keys, 0))
@@ -212,10 +218,10 @@ class _Blocks(Generic[T]):
         scores = scores if bias is None else ops.add(scores, bias)
         return ops.matmul(ops.cast(ops.softmax(scores), self.dtype), v)
 
-    def mlp(self, x: T, mlp: Mlp) -> T:
-        """x: [tokens,W] -> the same."""
-        ops, size = self.ops, mlp.down_proj.in_features
-        gate_up = self.product(x, mlp.gate_up_proj.weight)
+    def mlp(self, x: T, mlp: Mlp, absmax: float | None = None) -> T:
+        """x: [tokens,W] -> the same; gate and up in FP8 where the absmax of x is given."""
+        ops, size, weight = self.ops, mlp.down_proj.in_features, mlp.gate_up_proj.weight
+        gate_up = self.product(x, weight) if absmax is None else ops.fp8_product(x, weight, absmax)
         gate, up = ops.slice(gate_up, 1, 0, size), ops.slice(gate_up, 1, size, size)
         return self.product(ops.mul(ops.gelu_tanh(gate), up), mlp.down_proj.weight)
 

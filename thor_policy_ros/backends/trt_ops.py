@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from thor_policy_ros.backends.fp8 import activation_scale, quantised_weight
 from thor_policy_ros.backends.network_ops import Dtype, dtype_name
 
 
@@ -34,12 +36,7 @@ class TensorRTOps:
         self._network.mark_output(value)
 
     def constant(self, value: Tensor) -> Any:
-        held = value.detach().to("cpu").contiguous()
-        self._kept.append(held)
-        self.weight_bytes += held.nbytes
-        kind = self._dtypes[dtype_name(held.dtype)]
-        weights = self._api.Weights(kind, held.data_ptr(), held.numel())
-        return self._only(self._network.add_constant(tuple(held.shape), weights))
+        return self._held(value, self._dtypes[dtype_name(value.dtype)])
 
     def cast(self, x: Any, dtype: Dtype) -> Any:
         kind = self._dtypes[dtype]
@@ -99,6 +96,25 @@ class TensorRTOps:
     def gelu_tanh(self, x: Any) -> Any:
         kind = self._api.ActivationType.GELU_TANH
         return self._only(self._network.add_activation(x, kind))
+
+    def fp8_product(self, x: Any, weight: Tensor, absmax: float) -> Any:
+        """As quantise and dequantise nodes around a product: TensorRT makes one product in FP8 of
+        them, on a GPU that has it. The weight is kept as one byte an element."""
+        held, scale = quantised_weight(weight)
+        input_scale = self.constant(activation_scale(torch.tensor(absmax)))
+        rows = self._only(self._network.add_quantize(x, input_scale, self._api.fp8))
+        rows = self._only(self._network.add_dequantize(rows, input_scale, x.dtype))
+        columns = self._held(held, self._api.fp8)
+        columns = self._only(self._network.add_dequantize(columns, self.constant(scale), x.dtype))
+        return self.matmul(rows, columns, transpose_b=True)
+
+    def _held(self, value: Tensor, kind: Any) -> Any:
+        """A constant whose memory is kept until the engine is built."""
+        held = value.detach().to("cpu").contiguous()
+        self._kept.append(held)
+        self.weight_bytes += held.nbytes
+        weights = self._api.Weights(kind, held.data_ptr(), held.numel())
+        return self._only(self._network.add_constant(tuple(held.shape), weights))
 
     def _elementwise(self, a: Any, b: Any, kind: Any) -> Any:
         return self._only(self._network.add_elementwise(a, b, kind))

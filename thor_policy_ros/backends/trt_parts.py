@@ -8,8 +8,9 @@ the smallest bucket that holds it, its padding last and masked.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ PROMPT_ROOMS = (32, 96)
 largest bucket holds the longest prompt."""
 
 ENGINES_FOLLOW = (
+    "backends/fp8.py",
     "backends/network_ops.py",
     "backends/trt_builder.py",
     "backends/trt_networks.py",
@@ -47,6 +49,15 @@ class Part:
     network: Callable[[NetworkOps[Any], Pi05], None]
     buckets: Callable[[Pi05Config], tuple[Bucket, ...]]
     holds: Callable[[str], bool]
+
+
+def network_of(
+    part: str, mlp_absmax: Sequence[float | None]
+) -> Callable[[NetworkOps[Any], Pi05], None]:
+    """The part's network; the prefix's with MLPs in FP8 where `mlp_absmax` is given."""
+    if part == "prefix" and mlp_absmax:
+        return partial(prefix_network, mlp_absmax=mlp_absmax)
+    return PARTS[part].network
 
 
 def prefix_sizes(config: Pi05Config) -> tuple[tuple[int, int], ...]:

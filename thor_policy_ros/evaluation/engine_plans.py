@@ -10,6 +10,7 @@ from functools import partial
 from thor_policy_ros.backends import torch_trt, torch_trt_engines, trt_engines
 from thor_policy_ros.backends.engine_cache import EngineCache, EngineKey
 from thor_policy_ros.backends.pytorch import DTYPES
+from thor_policy_ros.backends.tensorrt_fp8 import calibrated_absmax, lacking_fp8
 from thor_policy_ros.backends.torch_trt_package import import_flavour, installed, lacking
 from thor_policy_ros.backends.torch_trt_settings import TorchTRTSettings, read_settings
 from thor_policy_ros.backends.trt_builder import Say
@@ -39,15 +40,22 @@ class EnginePlan:
     jobs: Mapping[str, Job]
 
 
-def tensorrt_plan(arguments: argparse.Namespace, options: EngineOptions) -> EnginePlan:
+def tensorrt_plan(
+    arguments: argparse.Namespace, options: EngineOptions, in_fp8: bool = False
+) -> EnginePlan:
     """Engines of backend tensorrt, for a GPU that is present or, with tensorrt_rtx, any it lists.
 
     Raises BackendUnavailableError naming what is missing, before any weight is read.
     """
     tensorrt = import_tensorrt()
     target = target_of(tensorrt, arguments.target)
+    if in_fp8:
+        refuse_fp8(arguments, target.capability)
     weights, dtype = weights_of(arguments), DTYPES[arguments.precision]
-    requests = trt_engines.requests_for(tensorrt, weights, dtype, target, options.tensorrt_level)
+    absmax = calibrated_absmax(arguments.checkpoint, weights.config) if in_fp8 else ()
+    requests = trt_engines.requests_for(
+        tensorrt, weights, dtype, target, options.tensorrt_level, absmax
+    )
 
     def job(request: trt_engines.EngineRequest) -> Job:
         return Job(request.key, partial(trt_engines.obtain, request))
@@ -94,8 +102,21 @@ def torch_trt_plan(arguments: argparse.Namespace, options: EngineOptions) -> Eng
 
 PLANS: dict[str, Callable[[argparse.Namespace, EngineOptions], EnginePlan]] = {
     "tensorrt": tensorrt_plan,
+    "tensorrt_fp8": partial(tensorrt_plan, in_fp8=True),
     "torch_trt": torch_trt_plan,
 }
+
+
+def refuse_fp8(arguments: argparse.Namespace, capability: str) -> None:
+    """ValueError, or BackendUnavailableError for a GPU without FP8."""
+    if arguments.random_weights or arguments.precision != "bfloat16":
+        raise ValueError(
+            "engines of 'tensorrt_fp8' want --checkpoint, whose calibrated scales they hold, and"
+            " --precision bfloat16"
+        )
+    lacks = lacking_fp8(capability)
+    if lacks:
+        raise BackendUnavailableError(f"engines of 'tensorrt_fp8' want {lacks[0]}")
 
 
 def refuse_torch_trt(target: str) -> None:
