@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +14,14 @@ from support.golden import TOY, toy_config, toy_model_inputs, toy_noise, toy_out
 from support.toy_checkpoint import TINY, write_toy_checkpoint
 from support.trt_stand_in import TapedGraphs, plan_of, stand_in
 
+from thor_policy_ros.backends import tensorrt, tensorrt_fp8
+from thor_policy_ros.backends.engine_cache import EngineKey
 from thor_policy_ros.backends.fp8 import Fp8Linear, emulated_matmul
 from thor_policy_ros.backends.fp8_scales import Fp8Scales, LayerRanges, Range, write_scales
 from thor_policy_ros.backends.network_ops import TorchOps
 from thor_policy_ros.backends.registry import BACKENDS
 from thor_policy_ros.backends.tensorrt import on_device
-from thor_policy_ros.backends.tensorrt_fp8 import calibrated_absmax, lacking_fp8
+from thor_policy_ros.backends.tensorrt_fp8 import absmax_of, calibration, lacking_fp8
 from thor_policy_ros.backends.trt_backend import TensorRTBackend
 from thor_policy_ros.backends.trt_builder import (
     BuildSettings,
@@ -24,6 +29,7 @@ from thor_policy_ros.backends.trt_builder import (
     EngineBuildError,
     build_engine,
 )
+from thor_policy_ros.backends.trt_engines import Target, requests_for
 from thor_policy_ros.backends.trt_execution import DeviceEngine
 from thor_policy_ros.backends.trt_module import import_tensorrt, installed_module
 from thor_policy_ros.backends.trt_parts import PARTS, in_no_engine, network_of
@@ -41,8 +47,8 @@ wants_tensorrt = pytest.mark.skipif(installed_module() is None, reason="no Tenso
 
 def frame(mlp_absmax: tuple[float | None, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and actions of the recorded inputs, by engines that torch computes."""
-    tensorrt = stand_in(load_pi05(TOY, CONFIG, dtype=torch.bfloat16), mlp_absmax=mlp_absmax)
-    engines = {name: DeviceEngine(tensorrt, memoryview(plan_of(name)), name) for name in PARTS}
+    library = stand_in(load_pi05(TOY, CONFIG, dtype=torch.bfloat16), mlp_absmax=mlp_absmax)
+    engines = {name: DeviceEngine(library, memoryview(plan_of(name)), name) for name in PARTS}
     backend = TensorRTBackend(
         BACKENDS["tensorrt_fp8"],
         checkpoint_weights(TOY, CONFIG).load(in_no_engine, torch.bfloat16),
@@ -106,25 +112,61 @@ def test_a_gpu_without_fp8_is_refused_by_the_builder_and_before_it() -> None:
     assert lacking_fp8("sm_89") == lacking_fp8("sm_110") == ()
 
 
-def calibrated(folder: Path) -> None:
-    ranges = [Range(5.0, 6.0)] * (TINY.model.language.depth - 1)
-    ranges[0] = Range(5.0, 50.0)
+def calibrated(folder: Path, largest: list[float]) -> Path:
+    """Scales of inputs that keep 5.0 in every layer, and were seen to reach `largest`."""
+    ranges = [Range(5.0, reached) for reached in largest]
     layers = tuple(LayerRanges(seen, seen) for seen in ranges)
     write_scales(folder, Fp8Scales(checkpoint_hash(folder), 99.9, 1, "a test", layers))
+    return folder
 
 
-def test_scales_are_those_of_calibration(tmp_path: Path) -> None:
-    folder = write_toy_checkpoint(tmp_path / "tiny")
+def test_scales_are_those_of_calibration_and_layers_that_overflow_stay_dense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(TOY, tmp_path / "toy"))
     with pytest.raises(BackendUnavailableError, match="run `thor-policy calibrate`"):
-        calibrated_absmax(folder, TINY.model)
-    calibrated(folder)
-    absmax = calibrated_absmax(folder, TINY.model)
-    assert absmax == (None, *[5.0] * (TINY.model.language.depth - 2)), "the first one overflows"
+        calibration(folder, CONFIG)
+    calibrated(folder, [50.0, 6.0, 6.0])
+    assert absmax_of(calibration(folder, CONFIG)) == (None, 5.0, 5.0)
+    given: list[Any] = []
+    monkeypatch.setattr(tensorrt, "load", lambda *arguments: given.extend(arguments))
+    monkeypatch.setattr(tensorrt_fp8, "checked_device", torch.device)
+    tensorrt_fp8.load(BACKENDS["tensorrt_fp8"], folder, CONFIG, "cuda", None)
+    said = ("MLPs of layers 0 stay bfloat16: they overflow E4M3",)
+    assert given[-2:] == [(None, 5.0, 5.0), said]
+    calibrated(folder, [6.0])
+    with pytest.raises(ValueError, match="wanted scales of 3 layers"):
+        calibration(folder, CONFIG)
+
+
+def test_of_the_engines_the_prefix_alone_is_another_one() -> None:
+    library = stand_in(load_pi05(TOY, CONFIG))
+    weights, target = checkpoint_weights(TOY, CONFIG), Target("sm_120", "any", "sm_120")
+
+    def keys(mlp_absmax: tuple[float | None, ...]) -> dict[str, EngineKey]:
+        asked = requests_for(library, weights, torch.bfloat16, target, 2, mlp_absmax)
+        return {part: request.key for part, request in asked.items()}
+
+    dense, quantised, wider = keys(()), keys((1.0, None, 1.0)), keys((2.0, None, 1.0))
+    assert {part for part in dense if dense[part] != quantised[part]} == {"prefix"}
+    assert len({str(one["prefix"]) for one in (dense, quantised, wider)}) == 3
+
+
+def test_what_it_cannot_do_is_said_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = calibrated(Path(shutil.copytree(TOY, tmp_path / "toy")), [6.0, 6.0, 6.0])
+    spec = BACKENDS["tensorrt_fp8"]
+    with pytest.raises(BackendUnavailableError, match="'tensorrt_fp8' wants a CUDA device"):
+        tensorrt_fp8.load(spec, folder, CONFIG, "cpu", None)
+    monkeypatch.setattr(tensorrt_fp8, "checked_device", torch.device)
+    with pytest.raises(BackendUnavailableError, match="wants dtype 'bfloat16'"):
+        tensorrt_fp8.load(spec, folder, CONFIG, "cuda", "float32")
 
 
 @wants_tensorrt
 def test_it_is_built_ahead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_toy_checkpoint(tmp_path / "tiny")
+    folder, report = write_toy_checkpoint(tmp_path / "tiny"), tmp_path / "report.json"
     fixed = ["build", "--backend", "tensorrt_fp8", "--checkpoint", str(folder)]
     fixed += ["--cache", str(tmp_path / "engines"), "--level", "0", "--parts", "prefix"]
     for arguments, said in (
@@ -134,7 +176,10 @@ def test_it_is_built_ahead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ):
         assert main([*fixed, *arguments]) == 2
         assert said in capsys.readouterr().err
-    calibrated(folder)
-    assert main([*fixed, "--target", "sm_120"]) == 0
-    assert "prefix" in capsys.readouterr().out
-    assert list((tmp_path / "engines").glob("prefix*"))
+    layers = TINY.model.language.depth - 1
+    calibrated(folder, [6.0] * layers)
+    for built in (True, False):
+        assert main([*fixed, "--target", "sm_120", "--json", str(report)]) == 0
+        part = json.loads(report.read_text())["parts"]["prefix"]
+        assert part["built"] is built
+        assert not built or part["layer_types"]["QUANTIZE"] == layers

@@ -82,9 +82,11 @@ def load(
     dtype: torch.dtype | str | None,
     options: EngineOptions = EngineOptions(),  # noqa: B008 (frozen)
     mlp_absmax: tuple[float | None, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> TensorRTBackend:
     """See `registry.create_backend`. Engines that the cache lacks are built first, which takes
-    minutes: `thor-policy build` does it ahead. mlp_absmax: see `prefix_network`."""
+    minutes: `thor-policy build` does it ahead. mlp_absmax: see `prefix_network`. notes: what
+    diagnostics say besides."""
     target_device = checked_device(device)
     if target_device.type != "cuda":
         raise BackendUnavailableError(
@@ -106,7 +108,7 @@ def load(
             spec,
             model,
             engines,
-            notes=notes_of(tensorrt, options, cache, loaded),
+            notes=(*notes_of(tensorrt, options, cache, loaded), *notes),
             bytes_outside_torch=sum(len(part.obtained.engine) for part in loaded.values()),
         )
 

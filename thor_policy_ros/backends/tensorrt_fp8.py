@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from thor_policy_ros.backends import tensorrt
-from thor_policy_ros.backends.fp8_scales import read_scales
+from thor_policy_ros.backends.fp8_mlp import notes_of
+from thor_policy_ros.backends.fp8_scales import Fp8Scales, read_scales
 from thor_policy_ros.backends.pytorch import checked_device, checked_dtype
 from thor_policy_ros.backends.trt_backend import TensorRTBackend
 from thor_policy_ros.backends.trt_engines import present_capability
@@ -44,22 +45,26 @@ def load(
     options: EngineOptions = EngineOptions(),  # noqa: B008 (frozen)
 ) -> TensorRTBackend:
     """See `tensorrt.load`. BackendUnavailableError for a checkpoint that was never calibrated."""
-    if checked_dtype(dtype, checked_device(device)) != torch.bfloat16:
+    target = checked_device(device)
+    if target.type == "cuda" and checked_dtype(dtype, target) != torch.bfloat16:
         raise BackendUnavailableError(
             f"backend {spec.name!r} wants dtype 'bfloat16' (it was asked for {dtype})"
         )
-    absmax = calibrated_absmax(checkpoint, config)
-    return tensorrt.load(spec, checkpoint, config, device, dtype, options, absmax)
+    scales = calibration(checkpoint, config)
+    absmax, notes = absmax_of(scales), notes_of(scales)
+    return tensorrt.load(spec, checkpoint, config, device, dtype, options, absmax, notes)
 
 
-def calibrated_absmax(checkpoint: Path | str, config: Pi05Config) -> tuple[float | None, ...]:
-    """Of each MLP's input; None where it overflows E4M3, and that MLP stays bfloat16.
-
-    BackendUnavailableError without a calibration, ValueError for one of other weights.
-    """
+def calibration(checkpoint: Path | str, config: Pi05Config) -> Fp8Scales:
+    """BackendUnavailableError without one, ValueError for one of other weights."""
     scales = read_scales(checkpoint, config.language.depth - 1)
     if scales is None:
         raise BackendUnavailableError(
             f"backend 'tensorrt_fp8' wants FP8 scales of {checkpoint}: run `thor-policy calibrate`"
         )
+    return scales
+
+
+def absmax_of(scales: Fp8Scales) -> tuple[float | None, ...]:
+    """Of each MLP's input; None where it overflows E4M3, and that MLP stays bfloat16."""
     return tuple(None if seen.input.overflows else seen.input.kept for seen in scales.layers)

@@ -1,5 +1,5 @@
-"""Measure a checkpoint's activations, and store the FP8 scales that `fp8_mlp` and
-`fused_fp8` use.
+"""Measure a checkpoint's activations, and store the FP8 scales that `fp8_mlp`,
+`fused_fp8` and `tensorrt_fp8` use.
 
 Runs the policy densely on recorded observations (--recorded), or in closed loop on the simulated
 arm, keeps a high percentile over the frames of each layer's largest activation, and writes it

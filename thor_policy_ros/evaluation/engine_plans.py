@@ -10,7 +10,7 @@ from functools import partial
 from thor_policy_ros.backends import torch_trt, torch_trt_engines, trt_engines
 from thor_policy_ros.backends.engine_cache import EngineCache, EngineKey
 from thor_policy_ros.backends.pytorch import DTYPES
-from thor_policy_ros.backends.tensorrt_fp8 import calibrated_absmax, lacking_fp8
+from thor_policy_ros.backends.tensorrt_fp8 import absmax_of, calibration, lacking_fp8
 from thor_policy_ros.backends.torch_trt_package import import_flavour, installed, lacking
 from thor_policy_ros.backends.torch_trt_settings import TorchTRTSettings, read_settings
 from thor_policy_ros.backends.trt_builder import Say
@@ -52,7 +52,7 @@ def tensorrt_plan(
     if in_fp8:
         refuse_fp8(arguments, target.capability)
     weights, dtype = weights_of(arguments), DTYPES[arguments.precision]
-    absmax = calibrated_absmax(arguments.checkpoint, weights.config) if in_fp8 else ()
+    absmax = absmax_of(calibration(arguments.checkpoint, weights.config)) if in_fp8 else ()
     requests = trt_engines.requests_for(
         tensorrt, weights, dtype, target, options.tensorrt_level, absmax
     )

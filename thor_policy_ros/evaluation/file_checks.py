@@ -11,7 +11,7 @@ from thor_policy_ros.evaluation.inspection import Inspection, inspect_checkpoint
 from thor_policy_ros.model.tokenizer import PromptTokenizer
 from thor_policy_ros.model.weight_files import CheckpointError
 
-BUILT = ("tensorrt", "torch_trt")  # engines that come from the cache
+BUILT = ("tensorrt", "tensorrt_fp8", "torch_trt")  # engines that come from the cache
 
 
 def check_files(checkpoint: Path | None, policy_config: str, tokenizer: Path | None) -> list[Check]:
