@@ -7,6 +7,7 @@ else is a finding.
 from __future__ import annotations
 
 import array
+import hashlib
 import json
 import struct
 import tempfile
@@ -67,6 +68,13 @@ def config(data: bytes) -> None:
             load_policy_config(place, named)
         except ValueError:
             continue
+
+
+def checksums(data: bytes) -> None:
+    from thor_policy_ros.model.checksums import verify_checksums
+
+    _written("checksums/model.safetensors", b"")
+    verify_checksums(_written("checksums/checksums.json", data))
 
 
 def norm_stats(data: bytes) -> None:
@@ -205,6 +213,12 @@ def _frames() -> list[bytes]:
     ]  # fmt: skip
 
 
+def _checksums() -> list[bytes]:
+    empty = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    held = {"format": 1, "files": {"model.safetensors": empty}}
+    return [json.dumps(held).encode(), json.dumps({**held, "files": {"a" * 1000: empty}}).encode()]
+
+
 def _index() -> list[bytes]:
     return [b'{"weight_map": {"a": "model-00001.safetensors"}}', b"{}", b"[]"]
 
@@ -216,6 +230,7 @@ TARGETS: dict[str, Target] = {
         config,
         _files(DEMO / "config.json", GOLDEN / "pi05_toy_lerobot" / "config.json"),
     ),
+    "checksums": Target(checksums, _checksums),
     "norm_stats": Target(norm_stats, _files(GOLDEN / "preprocess" / "norm_stats.json")),
     "preprocessor": Target(
         preprocessor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +102,17 @@ def test_a_missing_tokenizer_says_where_to_get_one(
     assert "google/paligemma-3b-pt-224" in message
     with pytest.raises(FileNotFoundError, match=r"nowhere\.model; get the PaliGemma"):
         find_tokenizer(tmp_path, tmp_path / "nowhere.model")
+
+
+def test_the_checkpoints_own_is_found_by_a_user_without_a_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container with `user: 1234`."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("OPENPI_DATA_HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 61234)
+    own = write_tokenizer(tmp_path / "tokenizer.model")
+    assert find_tokenizer(tmp_path) == own
+    own.unlink()
+    with pytest.raises(FileNotFoundError, match="no tokenizer file"):
+        find_tokenizer(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from support.ros_probe import Probe
 from thor_policy_ros.backends import pytorch
 from thor_policy_ros.backends.pytorch import PyTorchBackend
 from thor_policy_ros.backends.registry import BACKENDS, ENGINES, Engine
+from thor_policy_ros.model.checksums import ChecksumError, write_checksums
 from thor_policy_ros.msg import ActionChunk
 from thor_policy_ros.ros import policy_node
 from thor_policy_ros.ros.diagnostics import ERROR, OK
@@ -191,3 +193,31 @@ def test_a_node_switches_to_a_real_engine_and_keeps_the_old_one_when_it_fails(
     assert {chunk.backend for chunk in chunks[count:]} == {"pytorch"}
     node.close()
     probe.release(node)
+
+
+def test_checksums_are_compared_before_anything_is_loaded(
+    engine: Spy, arm_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(arm_checkpoint, tmp_path / "checkpoint"))
+    asked, said = request(folder, FAKE, require_checksums=True), []
+    with pytest.raises(ChecksumError, match=r"wanted checksums\.json in"):
+        load_policy(asked, References(), said.append)
+    write_checksums(folder)
+    loaded = load_policy(asked, References(), said.append)
+    loaded.policy.close()
+    assert any(line.startswith("4 files agree with checksums.json (") for line in said)
+    engine.events.clear()
+    with (folder / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(ChecksumError, match=r"config\.json: wanted \d+ bytes"):
+        load_policy(replace(asked, require_checksums=False), References(), said.append)
+    assert engine.events == []
+
+
+def test_a_report_that_cannot_be_written_is_told_and_the_policy_loads(
+    engine: Spy, arm_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    asked, said = request(arm_checkpoint, FAKE, report_dir=str(tmp_path / "file")), []
+    load_policy(asked, References(), said.append).policy.close()
+    assert any("the verification report is not written: [Errno" in line for line in said)

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from thor_policy_ros.backends.fp8_scales import read_scales, write_scales
 from thor_policy_ros.backends.fp8_stored import store_fp8
+from thor_policy_ros.model.checksums import verify_checksums
 from thor_policy_ros.model.config import PolicyConfig, to_json
 from thor_policy_ros.model.conversion import LAYOUTS, convert_weights, converted_bytes
 from thor_policy_ros.model.foreign_config import LEROBOT_NORMALISATIONS
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{destination} is not empty; give a new folder")
     if arguments.fp8 and layout != "merged":
         raise ValueError("--fp8 wants --to merged: the other layouts have no place for it")
+    verify_checksums(source)
     stats = load_norm_stats(source, config.asset_id)
     dtype = DTYPES.get(arguments.dtype or "")
     begun_s = time.perf_counter()

@@ -2,7 +2,8 @@
 
 Reads headers and small files alone, so that it takes no time whatever the checkpoint's size.
 Exit status 0 when the folder can be loaded as it is (with --config and --tokenizer, if given),
-else 1.
+else 1. `--write-checksums` does read everything, and writes checksums.json beside a checkpoint that
+can be loaded: from then on every load compares the files with it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from thor_policy_ros.evaluation.inspection import Inspection, inspect_checkpoint
+from thor_policy_ros.model.checksums import CHECKSUMS, write_checksums
 from thor_policy_ros.model.config import Pi05Config
 
 
@@ -23,16 +25,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--config", help="named policy, where the checkpoint does not say")
     parser.add_argument("--tokenizer", type=Path, help="where the checkpoint has none")
+    parser.add_argument(
+        "--write-checksums", action="store_true",
+        help="hash every file that loading reads into checksums.json, if nothing is missing",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print; 0 if nothing is missing, else 1."""
-    found = inspect_checkpoint(arguments.checkpoint, arguments.config, arguments.tokenizer)
+    asked = arguments.checkpoint, arguments.config, arguments.tokenizer
+    found = inspect_checkpoint(*asked)
+    if arguments.write_checksums and not found.missing:
+        write_checksums(arguments.checkpoint)
+        found = inspect_checkpoint(*asked)
     if arguments.json:
         print(json.dumps(asdict(found), indent=2))
     else:
         _print(found)
+        if arguments.write_checksums:
+            print(f"{'did not write' if found.missing else 'wrote'} {CHECKSUMS}")
     return 1 if found.missing else 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from thor_policy_ros.model.checksums import CHECKSUMS, DERIVED
 from thor_policy_ros.model.config import Pi05Config, PolicyConfig
 from thor_policy_ros.model.foreign_config import disagreements
 from thor_policy_ros.model.infer_sizes import infer_sizes
@@ -256,6 +257,6 @@ def _tensors(contents: Contents) -> dict[str, tuple[str, int]]:
 
 
 def _beside(folder: Path) -> tuple[str, ...]:
-    """Files of ours that make this checkpoint load or run faster."""
-    patterns = ("fp8_scales.*.json", "fp8_mlp.safetensors", "weights_hash.json")
+    """Files of ours that make this checkpoint load or run faster, or say what it has to be."""
+    patterns = (*DERIVED, CHECKSUMS)
     return tuple(sorted(path.name for pattern in patterns for path in folder.glob(pattern)))

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from thor_policy_ros.model.checksums import verify_checksums
 from thor_policy_ros.model.config import Pi05Config
 from thor_policy_ros.model.key_layout import EMBEDDING_KEYS, Part, all_parts, merged_parts
 from thor_policy_ros.model.pi05 import Pi05, stays_float32
@@ -41,8 +42,10 @@ def load_pi05(
     dtype: float32 or bfloat16; the parts that `stays_float32` names stay float32.
     wanted: which parameters of Pi05 get memory and weights; the others stay on 'meta'. The
     folder must fit the whole model all the same.
-    Raises CheckpointError that names every missing, unexpected and wrongly shaped key.
+    Raises CheckpointError that names every missing, unexpected and wrongly shaped key, and
+    ChecksumError for files that are not those of the folder's checksums.json.
     """
+    verify_checksums(folder)
     contents = read_contents(folder)
     with torch.device("meta"):
         model = Pi05(config)

@@ -77,7 +77,7 @@ def load_norm_stats(folder: Path | str, asset_id: str) -> NormStats:
     openpi = folder / "assets" / asset_id / "norm_stats.json"
     if openpi.is_file():
         return _read_openpi(openpi)
-    lerobot = _lerobot_file(folder)
+    lerobot = lerobot_file(folder)
     if lerobot is not None:
         return _read_lerobot(lerobot)
     raise FileNotFoundError(
@@ -109,7 +109,7 @@ def _read_lerobot(path: Path) -> NormStats:
     return NormStats(_vectors(groups["state"]), _vectors(groups["actions"]), str(path))
 
 
-def _lerobot_file(folder: Path) -> Path | None:
+def lerobot_file(folder: Path) -> Path | None:
     """The normaliser's state file: named by policy_preprocessor.json, or found by its name."""
     pipeline = folder / "policy_preprocessor.json"
     if pipeline.is_file():

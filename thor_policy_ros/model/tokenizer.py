@@ -54,7 +54,8 @@ def find_tokenizer(folder: Path | str, explicit: Path | str | None = None) -> Pa
     if explicit is not None:
         places = [Path(explicit)]
     else:
-        cache = Path(os.environ.get("OPENPI_DATA_HOME", "~/.cache/openpi")).expanduser()
+        # A user without a home has none of it, which Path.expanduser would raise for.
+        cache = Path(os.path.expanduser(os.environ.get("OPENPI_DATA_HOME", "~/.cache/openpi")))
         places = [Path(folder) / name for name in FILE_NAMES]
         places.append(cache / "big_vision" / "paligemma_tokenizer.model")
     found = next((p for p in places if p.is_file()), None)

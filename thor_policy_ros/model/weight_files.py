@@ -16,6 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from thor_policy_ros.model.file_hashes import HASH_BLOCK, known_sha256, sha256_of
 from thor_policy_ros.model.json_fields import read_object
 from thor_policy_ros.model.key_layout import LAYOUT_PREFIXES, UNUSED_KEYS, layout_of
 
@@ -23,7 +24,6 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HASH = "weights_hash.json"
 _FOREIGN = "not in this layout: "
-_HASH_BLOCK = 1 << 22
 
 
 class CheckpointError(ValueError):
@@ -56,7 +56,7 @@ def read_contents(folder: Path | str) -> Contents:
     folder = Path(folder)
     shapes: dict[str, tuple[int, ...]] = {}
     files: dict[str, Path] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         with opened(path) as file:
             for name in file.keys():  # noqa: SIM118 (a file handle, not a mapping)
                 shapes[name] = tuple(file.get_slice(name).get_shape())
@@ -76,9 +76,13 @@ def read_contents(folder: Path | str) -> Contents:
 def checkpoint_hash(folder: Path | str) -> str:
     """SHA-256 of the weight files' bytes, 64 hex digits: what is derived from a checkpoint is
     kept under it. Reads everything (7 GB take some seconds), unless `remember_hash` did so and
-    the files have neither size nor time changed since; CheckpointError without weights.
+    the files have neither size nor time changed since, or this process hashed the one file there
+    is to hold it against checksums.json; CheckpointError without weights.
     """
-    return _remembered_hash(Path(folder)) or _computed_hash(Path(folder))
+    folder = Path(folder)
+    files = weight_files(folder)
+    seen = known_sha256(files[0]) if len(files) == 1 and files[0].is_file() else None
+    return seen or _remembered_hash(folder) or _computed_hash(folder)
 
 
 def remember_hash(folder: Path | str) -> str:
@@ -91,7 +95,7 @@ def remember_hash(folder: Path | str) -> str:
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
-    files = {path.name: path.stat() for path in _weight_files(folder)}
+    files = {path.name: path.stat() for path in weight_files(folder)}
     return {name: [found.st_size, found.st_mtime_ns] for name, found in files.items()}
 
 
@@ -105,10 +109,13 @@ def _remembered_hash(folder: Path) -> str:
 
 
 def _computed_hash(folder: Path) -> str:
+    files = weight_files(folder)
+    if len(files) == 1:
+        return sha256_of(files[0])
     digest = hashlib.sha256()
-    for path in _weight_files(folder):
+    for path in files:
         with path.open("rb") as file:
-            while block := file.read(_HASH_BLOCK):
+            while block := file.read(HASH_BLOCK):
                 digest.update(block)
     return digest.hexdigest()
 
@@ -145,7 +152,8 @@ def _shards(index: Path) -> list[str]:
     return sorted(set(names))
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards in their order; CheckpointError where there are none."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from thor_policy_ros.backends.registry import BACKENDS, REMOTE
+from thor_policy_ros.ros.checkpoint_parameters import CHECKPOINT
 from thor_policy_ros.ros.health_parameters import HEALTH, HYSTERESIS
 from thor_policy_ros.ros.parameters import ParameterRow
 from thor_policy_ros.ros.recovery_parameters import RECOVERY
@@ -101,25 +102,7 @@ POLICY = (
         "",
         "Folder for verification_BACKEND.json of every load; empty: none",
     ),
-    ParameterRow(
-        "checkpoint",
-        "string",
-        "",
-        "Folder with model.safetensors, in openpi's or LeRobot's layout",
-    ),
-    ParameterRow(
-        "policy_config",
-        "string",
-        "",
-        "Named policy (pi05_libero, pi05_droid, ...) or a JSON file of PolicyConfig fields; "
-        "empty: as the checkpoint's config.json says",
-    ),
-    ParameterRow(
-        "tokenizer",
-        "string",
-        "",
-        "PaliGemma sentencepiece model; empty: the checkpoint folder's own",
-    ),
+    *CHECKPOINT,
     ParameterRow(
         "device",
         "string",

@@ -22,6 +22,7 @@ import numpy as np
 from thor_policy_ros.backends.registry import REMOTE
 from thor_policy_ros.ros.parameters import NodeParameters
 from thor_policy_ros.ros.remote_parameters import RemoteServer
+from thor_policy_ros.ros.writable_places import name_torch_cache, place_kernel_cache
 from thor_policy_ros.types import (
     EngineOptions,
     Observation,
@@ -58,6 +59,7 @@ class LoadRequest:
     report_dir: str = ""
     engine_options: EngineOptions = DEFAULT_ENGINES
     remote: RemoteServer = DEFAULT_SERVER
+    require_checksums: bool = False
 
     @staticmethod
     def of(parameters: NodeParameters) -> LoadRequest:
@@ -78,6 +80,7 @@ class LoadRequest:
                 cache_limit_gib=parameters["engine_cache_limit"],
             ),
             remote=RemoteServer.of(parameters),
+            require_checksums=parameters["require_checksums"],
         )
 
 
@@ -145,11 +148,15 @@ def load_policy(request: LoadRequest, references: References, say: Say) -> Loade
     if not request.checkpoint:
         raise ValueError("parameter checkpoint is empty; name the folder with model.safetensors")
     begun_s = time.perf_counter()
+    for told in (place_kernel_cache(os.environ), name_torch_cache(os.environ)):
+        if told:
+            say(told)
     say(f"importing the engine of backend {request.backend!r}")
     import torch
 
     if request.cpu_threads:
         torch.set_num_threads(request.cpu_threads)
+    _check_files(request, say)
     references.make(request, say)
     say(f"loading {Path(request.checkpoint).name} ({_weights_mb(request.checkpoint):.1f} MB)")
     policy = open_policy(request, request.backend, request.dtype)
@@ -160,6 +167,17 @@ def load_policy(request: LoadRequest, references: References, say: Say) -> Loade
         raise
     say(f"ready after {time.perf_counter() - begun_s:.1f} s")
     return LoadedPolicy(policy, verification)
+
+
+def _check_files(request: LoadRequest, say: Say) -> None:
+    """Before anything of the checkpoint is read. Raises ChecksumError."""
+    from thor_policy_ros.model.checksums import verify_checksums
+
+    begun_s = time.perf_counter()
+    checked = verify_checksums(request.checkpoint, request.require_checksums)
+    if checked:
+        seconds = time.perf_counter() - begun_s
+        say(f"{len(checked)} files agree with checksums.json ({seconds:.1f} s)")
 
 
 def _tried(
@@ -173,7 +191,10 @@ def _tried(
     say("verifying against the float32 reference")
     verification = references.verify(policy, request)
     if request.report_dir:
-        write_report(Path(request.report_dir), request, verification)
+        try:
+            write_report(Path(request.report_dir), request, verification)
+        except OSError as error:
+            say(f"the verification report is not written: {error}")
     if not verification.ok:
         raise VerificationFailedError(
             f"backend {request.backend!r} failed its verification: {verification.reason}"

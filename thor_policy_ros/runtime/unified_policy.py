@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from thor_policy_ros.backends.registry import create_backend, spec_of
+from thor_policy_ros.model.checksums import verify_checksums
 from thor_policy_ros.model.config import PolicyConfig
 from thor_policy_ros.model.named_configs import load_policy_config
 from thor_policy_ros.model.norm_stats import load_norm_stats
@@ -42,7 +43,8 @@ class UnifiedPolicy:
     """Transforms, model and backend of one checkpoint. One thread uses it at a time.
 
     Loading raises, before any weight is read, for a folder without config, statistics or
-    tokenizer, and CheckpointError for weights that do not fit the config.
+    tokenizer, and CheckpointError for weights that do not fit the config or files that are not
+    those of the folder's checksums.json, if it has one.
 
     checkpoint: folder with model.safetensors, in openpi's or LeRobot's layout.
     backend: a name in BACKENDS.
@@ -67,6 +69,7 @@ class UnifiedPolicy:
         engine_options: EngineOptions | None = None,
     ) -> None:
         self.spec: BackendSpec = spec_of(backend)
+        verify_checksums(checkpoint)
         self.config = load_policy_config(checkpoint, config)
         self._preprocessor = Preprocessor(
             self.config,
