@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -230,3 +231,26 @@ def test_a_killed_builder_frees_its_lock(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path / "cache")
     assert cache.path(KEY).with_suffix(LOCK).exists()
     assert cache.fetch(KEY, lambda: ENGINE).built
+
+
+def test_a_cache_that_can_only_be_read_gives_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = EngineCache(tmp_path)
+    cache.fetch(KEY, lambda: ENGINE)
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    found = cache.find(KEY)
+    cache.touch(KEY)
+    assert found is not None and bytes(found) == ENGINE
+
+
+def test_where_nothing_can_be_kept_nothing_is_built(tmp_path: Path) -> None:
+    EngineCache(tmp_path / "made").require_writable()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot be kept in .*set engine_cache_dir") as caught:
+        EngineCache(tmp_path / "file").require_writable()
+    assert caught.value.errno == errno.EEXIST

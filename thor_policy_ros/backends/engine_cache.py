@@ -14,6 +14,7 @@ import json
 import mmap
 import os
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -115,9 +116,22 @@ class EngineCache:
             path.unlink(missing_ok=True)
 
     def touch(self, key: EngineKey) -> None:
-        """Count the engine as used just now, if it is still there."""
-        with suppress(FileNotFoundError):
+        """Count the engine as used just now, if it is still there and may be written to."""
+        with suppress(OSError):
             os.utime(self.path(key))
+
+    def require_writable(self) -> None:
+        """Before minutes of building: OSError that says what to do where nothing can be kept."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: an engine has to be built and cannot be kept in {self.folder};"
+                " let `thor-policy build` fill it where it can be written, or set engine_cache_dir",
+            ) from error
 
     def size_bytes(self) -> int:
         """Bytes of all engines in the folder."""

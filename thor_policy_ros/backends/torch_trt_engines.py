@@ -182,6 +182,7 @@ def obtain(request: GraphRequest, cache: EngineCache) -> Obtained:
     if found is not None:
         cache.touch(key)
         return Obtained(found, cache.path(key), "", {})
+    cache.require_writable()
     report = run_build_process(request, cache)
     engine = cache.find(key)
     if engine is None:

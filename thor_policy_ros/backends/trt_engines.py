@@ -151,6 +151,7 @@ def obtain(request: EngineRequest, cache: EngineCache, say: Say = _silent) -> Ob
     if found is not None:
         cache.touch(key)
         return Obtained(found, cache.path(key), "", {})
+    cache.require_writable()
     report = run_build_process(request, cache, say)
     replaced = fault or report.pop("replaced", "")
     engine = cache.find(key)

@@ -17,6 +17,8 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 
+from thor_policy_ros.ros.writable_places import place_log
+
 RCLError = rclpy_implementation.RCLError
 AnyNode = TypeVar("AnyNode", bound=Node)
 Start = Callable[[AnyNode], Callable[[], Coroutine[Any, Any, Any]] | None]
@@ -30,8 +32,9 @@ def run_node(factory: Callable[[], AnyNode], start: Start[AnyNode] = lambda node
     start: gives the coroutine to run first on the executor, or None. A parameter that the node
     refuses ends the process with status 2 and the reason.
     """
+    log_arguments, log_note = place_log(os.environ)
     try:
-        rclpy.init()
+        rclpy.init(args=[*sys.argv, *log_arguments])
         node = factory()
     except (
         InvalidParameterTypeException,
@@ -42,6 +45,8 @@ def run_node(factory: Callable[[], AnyNode], start: Start[AnyNode] = lambda node
         sys.stderr.write(f"refused to start: {error}\n")
         rclpy.try_shutdown()
         return 2
+    if log_note:
+        node.get_logger().warning(log_note)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     first = start(node)
