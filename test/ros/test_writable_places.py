@@ -122,3 +122,9 @@ def test_so_it_is_for_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> 
     environment: dict[str, str] = {}
     assert name_torch_cache(environment) == ""
     assert environment["TORCHINDUCTOR_CACHE_DIR"].endswith("/torchinductor_61234")
+
+
+def test_a_named_cache_of_torch_that_cannot_be_made_moves(blocked: str) -> None:
+    environment = {"TORCHINDUCTOR_CACHE_DIR": f"{blocked}/below"}
+    assert f"torch's cache cannot be made in {blocked}/below" in name_torch_cache(environment)
+    assert environment["TORCHINDUCTOR_CACHE_DIR"].startswith(tempfile.gettempdir())

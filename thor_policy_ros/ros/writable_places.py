@@ -55,16 +55,17 @@ def name_torch_cache(environment: Environment) -> str:
     ours, where torch's own choice of a name would raise: without a temporary folder, or for a user
     whom the system has no name for.
     """
-    if environment.get("TORCHINDUCTOR_CACHE_DIR"):
+    named = environment.get("TORCHINDUCTOR_CACHE_DIR")
+    if named and (Path(named).is_dir() or _may_be_made(Path(named))):
         return ""
     try:
         temporary = tempfile.gettempdir()
     except OSError as error:
         environment["TORCHINDUCTOR_CACHE_DIR"] = "/"  # torch wants a folder that is there
         return f"{error.strerror}: nothing is kept in files; set TMPDIR to choose a place"
-    if not _has_name():
+    if named or not _has_name():
         environment["TORCHINDUCTOR_CACHE_DIR"] = f"{temporary}/torchinductor_{os.getuid()}"
-    return ""
+    return f"torch's cache cannot be made in {named}: it is in {temporary}" if named else ""
 
 
 def _has_name() -> bool:
