@@ -293,17 +293,22 @@ def test_settings_that_make_no_sense_are_refused(wrong, said):
 
 
 def test_a_tick_is_cheap():
-    """Of 14 joints, with chunks at 33 Hz, six of them fading at a time: well under 0.3 of 10 ms."""
+    """Of 14 joints, with chunks at 33 Hz, six of them fading at a time: 38 times np.clip of a row
+    of joints where that was measured, 0.45 ms of 10 on a slow core."""
     names = tuple(f"joint_{i}" for i in range(14))
     ex = ChunkExecutor(names, joint_limits(-2, 2, 1, 10, 14), DT_S, 0.2, max_chunk_age_s=1.0)
     ex.set_measured(np.zeros(14), 0.0)
-    spent_s = []
+    row, spent_s, one_s = np.linspace(-1, 1, 14), [], []
     for k in range(300):
         if k % 3 == 0:
             rows = np.full((50, 14), 0.1 * (k % 2))
             assert ex.accept(chunk(rows, k * DT_S), names, k * DT_S) == ""
         before_s = time.perf_counter()
         ex.command(k * DT_S)
-        spent_s.append(time.perf_counter() - before_s)
+        after_s = time.perf_counter()
+        np.clip(row, -0.5, 0.5)
+        one_s.append(time.perf_counter() - after_s)
+        spent_s.append(after_s - before_s)
     # The least of many: what the code costs, not what else the machine was doing.
-    assert np.quantile(spent_s[30:], 0.1) < 0.3e-3
+    ticks, ones = (np.quantile(taken[30:], 0.1) for taken in (spent_s, one_s))
+    assert ticks < 100 * ones, f"a tick costs {ticks / ones:.0f} times np.clip of a row"
