@@ -26,11 +26,18 @@ import torch
 from thor_policy_ros.backends.fp8 import device_matmul
 from thor_policy_ros.backends.fused_denoiser import Denoiser
 from thor_policy_ros.backends.fused_host import HostOps, HostProducts, onednn_is_there
-from thor_policy_ros.backends.fused_network import Tools, encode_prefix, image_tokens, patches_of
+from thor_policy_ros.backends.fused_network import (
+    Expert,
+    Tools,
+    encode_prefix,
+    image_tokens,
+    patches_of,
+)
 from thor_policy_ros.backends.fused_products import DeviceProducts
 from thor_policy_ros.backends.fused_programs import CudaGraphs, Prepare, Programs
 from thor_policy_ros.backends.fused_slot import EmbeddedPrompts, Slot
 from thor_policy_ros.backends.fused_weights import FusedModel, take_weights
+from thor_policy_ros.backends.kernels.expert_stack import Stack
 from thor_policy_ros.backends.kernels.ops import create_ops, kernels_can_overlap
 from thor_policy_ros.backends.pytorch import checked_device, checked_dtype
 from thor_policy_ros.backends.stage_times import ClockTimes, CudaTimes, StageTimes
@@ -58,6 +65,7 @@ class Execution:
     make_tools: operations and products, one set for each stream. make_graphs: what prepares the
     programs of a stream, or None to run them as they are. padded: prompts fill up to the next
     bucket, so that programs have a few fixed sizes. step_counts: denoised by one program each.
+    make_stack: what runs the action expert's layers, and a note about it.
     """
 
     make_tools: Callable[[], Tools]
@@ -65,6 +73,7 @@ class Execution:
     padded: bool
     buckets: tuple[int, ...] = PROMPT_BUCKETS
     step_counts: tuple[int, ...] = STEP_COUNTS
+    make_stack: Callable[[FusedModel], tuple[Stack | None, str]] | None = None
 
 
 def missing() -> tuple[str, ...]:
@@ -94,7 +103,8 @@ def execution_on(device: torch.device, dtype: torch.dtype) -> Execution:
     """Triton and graphs on a GPU; on a CPU torch without either."""
     if device.type == "cuda":
         tools = partial(_device_tools, "triton", device, overlap=kernels_can_overlap(device))
-        return Execution(tools, CudaGraphs, padded=True)
+        stack = _device_stack if dtype == torch.bfloat16 else None
+        return Execution(tools, CudaGraphs, padded=True, make_stack=stack)
     if dtype == torch.float32:
         return Execution(_host_tools, None, padded=False)
     return Execution(partial(_device_tools, "reference", device), None, padded=False)
@@ -111,6 +121,12 @@ def _notes(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
 def _device_tools(ops_name: str, device: torch.device, overlap: bool = False) -> Tools:
     ops = create_ops(ops_name, device, overlap)
     return Tools(ops, DeviceProducts(ops, device_matmul))
+
+
+def _device_stack(model: FusedModel) -> tuple[Stack | None, str]:
+    from thor_policy_ros.backends.fused_stack import stack_of
+
+    return stack_of(model)
 
 
 def _host_tools() -> Tools:
@@ -154,9 +170,12 @@ class FusedBackend:
         self._prefix_programs = Programs(make and make())
         self._denoise_programs = Programs(make and make())
         self._tools = execution.make_tools()
-        self._denoiser = Denoiser(
-            model, execution.make_tools().ops, self._denoise_programs, execution.step_counts
-        )
+        stack: Stack | None = None
+        if execution.make_stack is not None:
+            stack, note = execution.make_stack(model)
+            self.notes = (*notes, note)
+        expert = Expert(execution.make_tools().ops, model.expert, stack)
+        self._denoiser = Denoiser(model, expert, self._denoise_programs, execution.step_counts)
 
     @property
     def prefix_slots(self) -> int:

@@ -13,12 +13,17 @@ import torch
 from torch import Tensor
 
 from thor_policy_ros.backends.flow_guidance import GuidanceBuffers
-from thor_policy_ros.backends.fused_network import Flow, euler_step, expert_hidden, integrate
+from thor_policy_ros.backends.fused_network import (
+    Expert,
+    Flow,
+    euler_step,
+    expert_hidden,
+    integrate,
+)
 from thor_policy_ros.backends.fused_programs import Programs
 from thor_policy_ros.backends.fused_slot import Slot, Staging
 from thor_policy_ros.backends.fused_steps import StepConstants, constants_in, row_size, step_rows
 from thor_policy_ros.backends.fused_weights import FusedModel
-from thor_policy_ros.backends.kernels.ops import Ops
 from thor_policy_ros.types import F32, Guidance
 
 
@@ -49,11 +54,11 @@ class Denoiser:
     """
 
     def __init__(
-        self, model: FusedModel, ops: Ops, programs: Programs, counts: tuple[int, ...]
+        self, model: FusedModel, expert: Expert, programs: Programs, counts: tuple[int, ...]
     ) -> None:
         config, device = model.config, model.device
         self._model = model
-        self._ops = ops
+        self._expert = expert
         self._programs = programs
         self._counts = frozenset(counts)
         self._steps: dict[int, _Steps] = {}
@@ -88,20 +93,18 @@ class Denoiser:
 
     def _integrate(self, flow: Flow, table: list[StepConstants], slot: Slot) -> None:
         flow.actions.copy_(self._noise)
-        integrate(self._ops, self._model.expert, flow, table, slot.extended)
+        integrate(self._expert, flow, table, slot.extended)
 
     def _step_by_step(self, index: int, slot: Slot, flow: Flow, of_count: _Steps) -> None:
         """Programs that are there already, whatever the step count."""
         flow.actions.copy_(self._noise)
-        weights, steps = self._model.expert, len(of_count.table)
         for step, constants in enumerate(of_count.table):
             self._row.copy_(of_count.rows[step])
             self._programs.run(("step", index), partial(self._one_step, flow, slot))
-            euler_step(self._ops, weights, flow, constants, step, steps)
+            euler_step(self._expert, flow, constants, step, len(of_count.table))
 
     def _one_step(self, flow: Flow, slot: Slot) -> None:
-        weights, place = self._model.expert, slot.extended
-        expert_hidden(self._ops, weights, flow.actions, self._step, place, flow.hidden)
+        expert_hidden(self._expert, flow.actions, self._step, slot.extended, flow.hidden)
 
     def _of_count(self, steps: int) -> _Steps:
         if steps not in self._steps:

@@ -20,6 +20,7 @@ from thor_policy_ros.backends.fused_weights import (
     PrefixWeights,
     VisionWeights,
 )
+from thor_policy_ros.backends.kernels.expert_stack import Stack
 from thor_policy_ros.backends.kernels.ops import Ops
 
 LayerKV = tuple[Tensor, Tensor]
@@ -43,6 +44,18 @@ class Place(NamedTuple):
     sin: Tensor
     zero: Tensor
     """i32[1]: where a prefix starts."""
+    keys: Tensor
+    """[L,1,G,R,D]: all layers' in one, as `values`."""
+    values: Tensor
+
+
+class Expert(NamedTuple):
+    """The action expert. stack: what runs all of its layers in one launch; None: by `ops`, one
+    after the other."""
+
+    ops: Ops
+    weights: ExpertWeights
+    stack: Stack | None = None
 
 
 def image_tokens(tools: Tools, weights: VisionWeights, heads: int, patches: Tensor) -> Tensor:
@@ -98,19 +111,19 @@ def encode_prefix(tools: Tools, weights: PrefixWeights, x: Tensor, place: Place)
 
 
 def expert_hidden(
-    ops: Ops,
-    weights: ExpertWeights,
-    x_t: Tensor,
-    constants: StepConstants,
-    place: Place,
-    hidden: Tensor,
+    expert: Expert, x_t: Tensor, constants: StepConstants, place: Place, hidden: Tensor
 ) -> None:
     """Actions x_t f32[H,A] -> `hidden` [H,W] before the final norm.
 
-    The suffix's keys and values come to lie behind the prefix's.
+    What lies behind the prefix's keys and values is the expert's to write.
     """
-    steps = constants.layers
+    (ops, weights, stack), steps = expert, constants.layers
     x = ops.embed_actions(x_t, *weights.into, steps[0].attention.scale, hidden)
+    if stack is not None:
+        stack.run(
+            hidden, constants.row, place.keys, place.values, place.length, place.cos, place.sin
+        )
+        return
     read_next = [*(step.attention.scale for step in steps[1:]), constants.final_scale]
     layers = zip(weights.layers, steps, place.layers, read_next, strict=True)
     for layer, step, (keys, values), scale in layers:
@@ -134,15 +147,15 @@ class Flow(NamedTuple):
 
 
 def euler_step(
-    ops: Ops, weights: ExpertWeights, flow: Flow, constants: StepConstants, step: int, steps: int
+    expert: Expert, flow: Flow, constants: StepConstants, step: int, steps: int
 ) -> None:
     """From the expert's hidden states to the actions after step number `step` of `steps`."""
-    ops.euler_step(
+    expert.ops.euler_step(
         flow.actions,
         flow.hidden,
         constants.final_scale,
         constants.final_shift,
-        *weights.out,
+        *expert.weights.out,
         flow.target,
         flow.gains[step],
         t=1 - step / steps,
@@ -151,13 +164,9 @@ def euler_step(
 
 
 def integrate(
-    ops: Ops,
-    weights: ExpertWeights,
-    flow: Flow,
-    table: Sequence[StepConstants],
-    place: Place,
+    expert: Expert, flow: Flow, table: Sequence[StepConstants], place: Place
 ) -> None:
     """All steps: noise in `flow.actions` becomes actions. table: one entry for each step."""
     for step, constants in enumerate(table):
-        expert_hidden(ops, weights, flow.actions, constants, place, flow.hidden)
-        euler_step(ops, weights, flow, constants, step, len(table))
+        expert_hidden(expert, flow.actions, constants, place, flow.hidden)
+        euler_step(expert, flow, constants, step, len(table))

@@ -150,4 +150,5 @@ class Slot:
             (keys[0, :, :rows], values[0, :, :rows])
             for keys, values in zip(self.keys, self.values, strict=True)
         ]
-        return Place(layers, self._length_on_device, *self._rope, self._zero)
+        whole = self.keys, self.values
+        return Place(layers, self._length_on_device, *self._rope, self._zero, *whole)

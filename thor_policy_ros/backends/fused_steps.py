@@ -28,11 +28,12 @@ class LayerConstants(NamedTuple):
 
 
 class StepConstants(NamedTuple):
-    """final_scale (1 added), final_shift: f32[W] of the last norm."""
+    """final_scale (1 added), final_shift: f32[W] of the last norm. row: all of it, as it lies."""
 
     layers: tuple[LayerConstants, ...]
     final_scale: Tensor
     final_shift: Tensor
+    row: Tensor
 
 
 def step_rows(model: FusedModel, num_steps: int) -> Tensor:
@@ -51,7 +52,7 @@ def constants_in(row: Tensor, weights: ExpertWeights) -> StepConstants:
         layers.append(
             LayerConstants(attention, gate, Folded(next(pieces), next(pieces)), next(pieces))
         )
-    return StepConstants(tuple(layers), next(pieces), next(pieces))
+    return StepConstants(tuple(layers), next(pieces), next(pieces), row)
 
 
 def row_size(weights: ExpertWeights) -> int:

@@ -1,0 +1,226 @@
+"""The expert's layers in one launch on a CUDA device: right, how fast, and where the time goes.
+
+    PYTHONPATH=. python3 benchmarks/expert_stack_on_cuda.py --out expert_stack.json
+
+A denoise step of pi0.5's size with random weights, in bfloat16 and E4M3: its output against the
+float32 reference and the step of single kernels; a step's time in a CUDA graph, both in turns; and
+from clocks inside the kernel how long each phase waits, multiplies and hands on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from kernel_cases import EXPERT_HIDDEN, EXPERT_WIDTH, HEAD_DIM, HEADS, HORIZON, ROWS
+from kernel_step import SHAPES, DenoiseStep
+from torch import Tensor
+
+from thor_policy_ros.backends.kernels import Weight, create_ops
+from thor_policy_ros.backends.kernels.capability import limits_of
+from thor_policy_ros.backends.kernels.expert_stack import ExpertStack, StackPlan, stack_plan
+
+PHASES = ("qkv", "scores", "values", "o", "gate_up", "down")
+LAYERS = 18
+
+
+class Layer(NamedTuple):
+    qkv: Weight
+    o: Weight
+    gate_up: Weight
+    down: Weight
+
+
+class StackStep:
+    """A `DenoiseStep` whose layers are one launch."""
+
+    def __init__(
+        self, step: DenoiseStep, device: torch.device, **macros: int
+    ) -> None:
+        self.step = step
+        layers = [Layer(**weights) for weights in step.layers]
+        fp8 = layers[0].qkv.scale is not None
+        plan = planned(fp8, device)
+        self.stack = ExpertStack(plan, layers, device, **macros)
+        pieces = []
+        for (attention, mlp), (gate1, gate2) in zip(step.folds, step.gates, strict=True):
+            pieces += [attention.scale, attention.bias, gate1, mlp.scale, mlp.bias, gate2]
+        self.constants = torch.cat(pieces).contiguous()
+        self.keys = torch.stack([k for k, _ in step.buffers]).contiguous()
+        self.values = torch.stack([v for _, v in step.buffers]).contiguous()
+
+    def layers(self) -> None:
+        """`hidden`, in place."""
+        step = self.step
+        self.stack.run(
+            step.hidden, self.constants, self.keys, self.values, step.length, *step.rope
+        )
+
+    def run(self, ops: Any) -> None:
+        step = self.step
+        ops.embed_actions(step.actions, *step.into, step.folds[0][0].scale, step.hidden)
+        self.layers()
+        ops.euler_step(
+            step.actions, step.hidden, *step.final, *step.out, step.target, step.gain, t=0.7, dt=0.1
+        )
+
+    def rerun(self, ops: Any) -> Tensor:
+        self.step.actions.copy_(self.step.start)
+        self.run(ops)
+        return self.step.actions.clone()
+
+
+def planned(fp8: bool, device: torch.device) -> StackPlan:
+    plan = stack_plan(
+        HORIZON, EXPERT_WIDTH, HEADS, HEAD_DIM, EXPERT_HIDDEN, LAYERS, ROWS, fp8, limits_of(device)
+    )
+    if plan is None:
+        raise SystemExit("the stack is not made for this device")
+    return plan
+
+
+def captured(work: Any) -> torch.cuda.CUDAGraph:
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
+
+
+def replay_us(graphs: dict[str, torch.cuda.CUDAGraph], replays: int = 20, rounds: int = 15) -> Any:
+    """Median over rounds of a replay's microseconds, the graphs in turns."""
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(rounds):
+        for name, graph in graphs.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            graph.replay()
+            begin.record()
+            for _ in range(replays):
+                graph.replay()
+            end.record()
+            end.synchronize()
+            times[name].append(1e3 * begin.elapsed_time(end) / replays)
+    return {name: round(statistics.median(values), 1) for name, values in times.items()}
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def phases(stack: ExpertStack, mhz: float) -> dict[str, Any]:
+    """Medians over blocks and inner layers, in microseconds."""
+    clocks = stack.clocks[1:-1].double() / mhz
+    begun, received, multiplied, ended = clocks.unbind(2)
+    result = {}
+    for index, name in enumerate(PHASES):
+        spans = {
+            "receive": received - begun,
+            "multiply": multiplied - received,
+            "sum_and_hand_on": ended - multiplied,
+        }
+        result[name] = {
+            key: [round(float(x[:, index].quantile(q)), 2) for q in (0.1, 0.5, 0.9)]
+            for key, x in spans.items()
+        }
+    whole = stack.clocks[2:, 0, 0].double() - stack.clocks[1:-1, 0, 0].double()
+    return {"phases_us": result, "layer_us": round(float(whole.median()) / mhz, 2)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--variants", nargs="*", default=["LIGHT=1"], metavar="MACRO=N,...")
+    parser.add_argument("--clocks", type=int, nargs="*", default=[1], metavar="LIGHT")
+    options = parser.parse_args()
+    device = torch.device("cuda")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    report: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "command": " ".join(sys.argv),
+    }
+    good = True
+    for fp8 in (False, True):
+        name = "e4m3" if fp8 else "bf16"
+        entry: dict[str, Any] = {}
+        report[name] = entry
+        step = DenoiseStep(device, fp8, LAYERS)
+        ops = create_ops("triton", device, True)
+        single = step.rerun(ops)
+        single_hidden = step.hidden.clone()
+        graphs = {"single_kernels": captured(lambda: step.run(ops))}
+        kept = []  # graphs hold addresses alone
+        for variant in options.variants:
+            macros = {k: int(v) for k, v in (pair.split("=") for pair in variant.split(","))}
+            begun = time.perf_counter()
+            try:
+                stacked = StackStep(step, device, **macros)
+                stacked.rerun(ops)
+            except Exception as error:  # noqa: BLE001 - said, and the next one tried
+                entry[variant] = f"{type(error).__name__}: {error}"
+                print(variant, entry[variant], flush=True)
+                continue
+            torch.cuda.synchronize()
+            seconds = round(time.perf_counter() - begun, 2)
+            found = stacked.rerun(ops)
+            hidden = step.hidden.clone()
+            torch.cuda.synchronize()
+            repeats = [stacked.rerun(ops) for _ in range(50)]
+            torch.cuda.synchronize()
+            same = all(torch.equal(found, other) for other in repeats)
+            entry[variant] = {
+                "plan": {k: v for k, v in vars(stacked.stack.plan).items()},
+                "seconds_to_make": seconds,
+                "hidden_to_single_kernels": relative(hidden, single_hidden),
+                "actions_to_single_kernels": relative(found, single),
+                "bit_equal_50_times": same,
+                "failed": stacked.stack.failed,
+            }
+            print(name, variant, json.dumps(entry[variant]), flush=True)
+            good &= same and not stacked.stack.failed and entry[variant]["hidden_to_single_kernels"] < 0.05
+            if stacked.stack.failed:
+                continue
+            kept.append(stacked)
+            graphs[variant] = captured(lambda s=stacked: s.run(ops))
+            graphs[variant + " layers alone"] = captured(stacked.layers)
+            options.out.write_text(json.dumps(report, indent=1))
+        entry["step_us"] = replay_us(graphs)
+        print(name, entry["step_us"], flush=True)
+        for light in options.clocks:
+            timed = StackStep(step, device, LIGHT=light, CLOCKS=1)
+            for _ in range(3):
+                timed.run(ops)
+            torch.cuda.synchronize()
+            us = replay_us({"x": captured(timed.layers)})["x"]
+            clocks = timed.stack.clocks
+            cycles = float((clocks[-1, 5, 3] - clocks[0, 0, 0]).double().median())
+            mhz = cycles / us
+            inside = {"cycles_per_us_if_all_were_inside": round(mhz), "with_clocks_us": us}
+            inside.update(phases(timed.stack, mhz))
+            entry[f"inside, LIGHT={light}"] = inside
+            print(light, json.dumps(inside), flush=True)
+        options.out.write_text(json.dumps(report, indent=1))
+        # Not only one length: the suffix lies behind it.
+        step.length.fill_(301)
+        stacked = StackStep(step, device)
+        entry["other_length"] = relative(stacked.rerun(ops), step.rerun(ops))
+        print("length 301", entry["other_length"], flush=True)
+        good &= entry["other_length"] < 0.05
+        step.length.fill_(544)
+    options.out.write_text(json.dumps(report, indent=1))
+    print("right" if good else "WRONG", SHAPES.keys())
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
