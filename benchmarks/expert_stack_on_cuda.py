@@ -132,6 +132,9 @@ def phases(stack: ExpertStack, mhz: float) -> dict[str, Any]:
             key: [round(float(x[:, index].quantile(q)), 2) for q in (0.1, 0.5, 0.9)]
             for key, x in spans.items()
         }
+        whole = (ended - begun)[:, index].median(0).values
+        slow = whole.argsort(descending=True)[:6]
+        result[name]["slowest_blocks"] = {int(b): round(float(whole[b]), 2) for b in slow}
     whole = stack.clocks[2:, 0, 0].double() - stack.clocks[1:-1, 0, 0].double()
     return {"phases_us": result, "layer_us": round(float(whole.median()) / mhz, 2)}
 
@@ -140,7 +143,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--variants", nargs="*", default=["LIGHT=1"], metavar="MACRO=N,...")
-    parser.add_argument("--clocks", type=int, nargs="*", default=[1], metavar="LIGHT")
+    parser.add_argument("--clocks", nargs="*", default=["LIGHT=1"], metavar="MACRO=N,...")
     options = parser.parse_args()
     device = torch.device("cuda")
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -196,8 +199,9 @@ def main() -> int:
             options.out.write_text(json.dumps(report, indent=1))
         entry["step_us"] = replay_us(graphs)
         print(name, entry["step_us"], flush=True)
-        for light in options.clocks:
-            timed = StackStep(step, device, LIGHT=light, CLOCKS=1)
+        for variant in options.clocks:
+            macros = {k: int(v) for k, v in (pair.split("=") for pair in variant.split(","))}
+            timed = StackStep(step, device, CLOCKS=1, **macros)
             for _ in range(3):
                 timed.run(ops)
             torch.cuda.synchronize()
@@ -207,8 +211,8 @@ def main() -> int:
             mhz = cycles / us
             inside = {"cycles_per_us_if_all_were_inside": round(mhz), "with_clocks_us": us}
             inside.update(phases(timed.stack, mhz))
-            entry[f"inside, LIGHT={light}"] = inside
-            print(light, json.dumps(inside), flush=True)
+            entry[f"inside, {variant}"] = inside
+            print(variant, json.dumps(inside), flush=True)
         options.out.write_text(json.dumps(report, indent=1))
         # Not only one length: the suffix lies behind it.
         step.length.fill_(301)

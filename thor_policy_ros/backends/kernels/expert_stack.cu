@@ -19,7 +19,7 @@
 // waits asks for one row alone, until that is there.
 //
 // Given as macros: ROWS (8 to 16), WIDTH, HEADS, HEAD_DIM, HIDDEN, LAYERS (even), BLOCKS, GROUP (tiles
-// between two barriers, at the most), DEPTH (of the stream, 8 at the least), KEYS (rows of the K,V
+// between two barriers, at the most), DEPTH (of the stream, 4 at the least), KEYS (rows of the K,V
 // buffers), FP8 (0 or 1: E4M3 weights with a scale for each row).
 
 typedef unsigned int u32;
@@ -90,6 +90,25 @@ constexpr int PARTS_C = 2 * PARTS_B;
 constexpr int STATISTICS = ROWS * WARPS;
 constexpr int RESIDUAL = OUT_TILES * ROWS * TILE;
 
+
+// When the stream is asked for more. gate-up and down multiply two thirds of a layer's weights within
+// a quarter of its time, and share the way out of the L2 cache with the widest activations: so, where
+// a block has one group of tiles of each product, what they took is asked for during attention, and
+// only what the next product lacks at once. Elsewhere what was taken is asked for again at once.
+constexpr int chunks(int inputs, int tiles) { return inputs / (WARPS * TAKEN) * tiles; }
+constexpr int TAKES_QKV = chunks(WIDTH, QKV_TILES), TAKES_O = chunks(ATTENDED, OUT_TILES);
+constexpr int TAKES_GATE_UP = chunks(WIDTH, GATE_UP_TILES), TAKES_DOWN = chunks(HIDDEN, OUT_TILES);
+constexpr int TAKES = TAKES_QKV + TAKES_O + TAKES_GATE_UP + TAKES_DOWN;
+constexpr bool PLANNED = QKV_TILES == QKV_GROUP && GATE_UP_TILES == GATE_UP_GROUP &&
+                         OUT_TILES == 1 && TAKES_GATE_UP <= DEPTH && TAKES_DOWN <= DEPTH;
+constexpr int AFTER_GATE_UP = PLANNED ? larger(0, TAKES_DOWN - (DEPTH - TAKES_GATE_UP)) : 0;
+constexpr int BEFORE_DOWN = DEPTH - TAKES_GATE_UP + AFTER_GATE_UP;
+constexpr int AFTER_DOWN = PLANNED ? larger(0, TAKES_QKV - (BEFORE_DOWN - TAKES_DOWN)) : 0;
+constexpr int AT_FIRST = PLANNED ? BEFORE_DOWN - TAKES_DOWN + AFTER_DOWN : DEPTH;
+constexpr int ROOM = PLANNED ? DEPTH - (AT_FIRST - TAKES_QKV) : 0;
+constexpr int AFTER_QKV = (ROOM + 2) / 3, FOR_SCORES = (ROOM - AFTER_QKV + 1) / 2;
+constexpr int FOR_VALUES = ROOM - AFTER_QKV - FOR_SCORES;
+constexpr int AFTER_O = PLANNED ? TAKES_O : 0;
 
 static_assert(LAYERS % 2 == 0, "buffers change with each layer and must come out even");
 static_assert(HEADS * 2 == WARPS && HEAD_DIM == 256, "a warp scores half a head");
@@ -188,7 +207,6 @@ template <int PIECES>
 __device__ inline void receive(uint4 (&first)[PIECES], uint4 (&second)[PIECES], const char* at,
                                int step, int below, bool asking, bool wants_second,
                                Patience& patience) {
-#if LIGHT
   bool waiting = true;
   while (waiting) {
     u32 worst = 0;
@@ -197,7 +215,6 @@ __device__ inline void receive(uint4 (&first)[PIECES], uint4 (&second)[PIECES], 
       for (int i = 0; i < PIECES; i++) worst = max(worst, largest(look(at + i * step)));
     waiting = __any_sync(0xffffffffu, worst == ABSENT) && patience.go_on();
   }
-#endif
 #pragma unroll
   for (int i = 0; i < PIECES; i++) {
     first[i] = look(at + i * step);
@@ -224,40 +241,50 @@ struct Stream {
   const char* from;  // of the block
   u32 next, end;     // what this thread asks for next, and where that ends
   u32 first, last;   // its slots in shared memory
-  u32 slot;          // the one to be taken, and filled again
+  u32 taken, filled; // the slot to be taken next, and to be filled next
   u64 policy;
 
   __device__ inline u32 after(u32 at) const { return at == last ? first : at + SLOT; }
 
+  // The next COUNT chunks.
+  template <int COUNT>
   __device__ inline void ask() {
-    if (next < end) {
-      asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(slot),
-                   "l"(from + next), "l"(policy)
-                   : "memory");
-      next += SLOT;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      if (next < end) {
+        asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(filled),
+                     "l"(from + next), "l"(policy)
+                     : "memory");
+        next += SLOT;
+      }
+      asm volatile("cp.async.commit_group;" ::: "memory");
+      filled = after(filled);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
-    slot = after(slot);
   }
 
-  // The next COUNT chunks; each makes room for another with `ask`.
-  template <int COUNT>
+  // COUNT chunks of HELD that were asked for and not taken yet.
+  template <int HELD, int COUNT>
   __device__ inline void take(uint4 (&chunks)[COUNT]) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - COUNT) : "memory");
-    u32 at = slot;
+    static_assert(HELD >= COUNT, "nothing is taken that was not asked for");
+    asm volatile("cp.async.wait_group %0;" ::"n"(HELD - COUNT) : "memory");
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
                    : "=r"(chunks[i].x), "=r"(chunks[i].y), "=r"(chunks[i].z), "=r"(chunks[i].w)
-                   : "r"(at)
+                   : "r"(taken)
                    : "memory");
-      at = after(at);
+      taken = after(taken);
     }
   }
 };
 
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
+
 // TILES tiles' sums over this warp's share of K, of which it has PIECES of 16 bytes of every row.
-template <int TILES, int PIECES>
+template <int HELD, int TILES, int PIECES>
 __device__ inline void add_tiles(Stream& stream, const uint4 (&first)[PIECES],
                                  const uint4 (&second)[PIECES], float (&sums)[TILES][4]) {
   constexpr int CHUNKS = PIECES * 32 / TAKEN;
@@ -268,10 +295,10 @@ __device__ inline void add_tiles(Stream& stream, const uint4 (&first)[PIECES],
   for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
     for (int i = 0; i < 4; i++) sums[tile][i] = odd[tile][i] = 0;
-#pragma unroll
-  for (int begin = 0; begin < TILES * CHUNKS; begin += AT_ONCE) {
+  auto part = [&](auto position) {
+    constexpr int begin = position.value;
     uint4 chunks[AT_ONCE];
-    stream.take(chunks);
+    stream.take<PLANNED ? HELD - begin : DEPTH>(chunks);
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
       const int tile = (begin + i) / CHUNKS, c = (begin + i) % CHUNKS;
@@ -290,9 +317,11 @@ __device__ inline void add_tiles(Stream& stream, const uint4 (&first)[PIECES],
       multiply(odd[tile], first[c].z, second[c].z, first[c].w, second[c].w, w.z, w.w);
 #endif
     }
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; i++) stream.ask();
-  }
+    if (!PLANNED) stream.ask<AT_ONCE>();
+  };
+  part(Number<0>());
+  if constexpr (TILES * CHUNKS > AT_ONCE) part(Number<AT_ONCE>());
+  static_assert(TILES * CHUNKS <= 2 * AT_ONCE, "a take or two");
 #pragma unroll
   for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
@@ -412,17 +441,27 @@ struct Block {
   bool asks, has_second;
 
   // TILES tiles of the product at hand.
-  template <int TILES, int PIECES>
+  template <int HELD, int TILES, int PIECES>
   __device__ inline void tiles(float* parts, const uint4 (&first)[PIECES],
                                const uint4 (&second)[PIECES]) {
-    constexpr int AT_ONCE = TILES % 2 == 0 && PIECES <= 2 ? 2 : 1;
+    constexpr int CHUNKS = PIECES * 32 / TAKEN;  // of a tile
+    constexpr int AT_ONCE = TILES % 4 == 0 && CHUNKS == 1   ? 4
+                            : TILES % 3 == 0 && CHUNKS == 1 ? 3
+                            : TILES % 2 == 0 && CHUNKS <= 2 ? 2
+                                                            : 1;
+    some_tiles<HELD, TILES, AT_ONCE, 0, PIECES>(parts, first, second);
+  }
+
+  template <int HELD, int TILES, int AT_ONCE, int BEGIN, int PIECES>
+  __device__ inline void some_tiles(float* parts, const uint4 (&first)[PIECES],
+                                    const uint4 (&second)[PIECES]) {
+    float sums[AT_ONCE][4];
+    add_tiles<HELD, AT_ONCE, PIECES>(stream, first, second, sums);
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile += AT_ONCE) {
-      float sums[AT_ONCE][4];
-      add_tiles<AT_ONCE, PIECES>(stream, first, second, sums);
-#pragma unroll
-      for (int i = 0; i < AT_ONCE; i++) put_part<TILES>(parts, warp, tile + i, lane, sums[i]);
-    }
+    for (int i = 0; i < AT_ONCE; i++) put_part<TILES>(parts, warp, BEGIN + i, lane, sums[i]);
+    if constexpr (BEGIN + AT_ONCE < TILES)
+      some_tiles<HELD - AT_ONCE * (PIECES * 32 / TAKEN), TILES, AT_ONCE, BEGIN + AT_ONCE, PIECES>(
+          parts, first, second);
   }
 };
 
@@ -452,7 +491,7 @@ __device__ inline void receive_normed(Block& me, uint4 (&first)[NORMED], uint4 (
 }
 
 // The end of a residual block: x += gate * (y @ w.T), for this block's own columns.
-template <int K>
+template <int K, int HELD, int ASKED>
 __device__ inline void residual_product(Block& me, const char* y, const float* gates,
                                         const float* row_scale, float2* residual, char* to,
                                         bool in_panels, int layer, int phase, long long* clocks) {
@@ -478,7 +517,8 @@ __device__ inline void residual_product(Block& me, const char* y, const float* g
                       y + panel_at(me.row, me.warp * (K / WARPS) + 8 * me.quarter), PANEL, 8 * 64,
                       me.asks, me.has_second, me.patience);
     MARK(1)
-    me.tiles<1, PIECES>(me.parts_b, first, second);
+    me.tiles<HELD, 1, PIECES>(me.parts_b, first, second);
+    me.stream.ask<ASKED>();
     MARK(2)
     __syncthreads();
     const float2 sum = pair.sum(me.parts_b);
@@ -498,8 +538,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                  const float* cosines, const float* sines, float score_scale, u32* failed,
                  long long* clocks) {
   extern __shared__ __align__(16) char shared[];
-  constexpr int CHUNKS = (WIDTH * (QKV_TILES + GATE_UP_TILES) + (ATTENDED + HIDDEN) * OUT_TILES) /
-                         (WARPS * TAKEN);
   const int block = blockIdx.x;
 
   Block me;
@@ -521,15 +559,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   me.patience.failed = failed;
 
   Stream& stream = me.stream;
-  constexpr u32 STREAM = (u32)LAYERS * CHUNKS * SLOT;
+  constexpr u32 STREAM = (u32)LAYERS * TAKES * SLOT;
   stream.from = weights + (u64)block * STREAM;
   stream.next = 16 * threadIdx.x;
   stream.end = STREAM;
-  stream.slot = stream.first = (u32)__cvta_generic_to_shared(shared) + 16 * threadIdx.x;
+  stream.first = (u32)__cvta_generic_to_shared(shared) + 16 * threadIdx.x;
+  // As a register of its own: ptxas of CUDA 13.0 made an instruction that no GPU knows out of an
+  // asynchronous copy whose address it had split.
+  asm volatile("" : "+r"(stream.first));
+  stream.taken = stream.filled = stream.first;
   stream.last = stream.first + (DEPTH - 1) * SLOT;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(stream.policy));
 #pragma unroll 1
-  for (int i = 0; i < DEPTH; i++) stream.ask();
+  for (int i = 0; i < AT_FIRST; i++) stream.ask<1>();
 
   const int length = min(*length_ptr, KEYS - ROWS);
   // Keys of the prefix, then those of the actions from a multiple of 16 on.
@@ -588,7 +630,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
           receive_normed(me, first, second, layer == 0 ? hidden : set + AT_X0, layer > 0,
                          of_layer + AT_SCALE1);
         MARK(1)
-        me.tiles<QKV_GROUP, NORMED>(me.parts_a, first, second);
+        me.tiles<AT_FIRST, QKV_GROUP, NORMED>(me.parts_a, first, second);
+        stream.ask<AFTER_QKV>();
         MARK(2)
         __syncthreads();
 #pragma unroll
@@ -622,6 +665,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
     {  // scores of every head, 8 keys at a time
       PHASE(1) MARK(0)
+      stream.ask<FOR_SCORES>();
       const int head = me.warp >> 1, begin = (me.warp & 1) * HALF + 8 * me.quarter;
       const int tiles = prefix_tiles + OWN_TILES;
 #pragma unroll 1
@@ -686,6 +730,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
     {  // softmax, and 16 columns of V of one head
       PHASE(2) MARK(0)
+      stream.ask<FOR_VALUES>();
 #pragma unroll 1
       for (int item = block; item < HEADS * VALUE_PARTS; item += BLOCKS) {
         const int head = item / VALUE_PARTS, column = item % VALUE_PARTS * 16;
@@ -712,31 +757,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             v[i] = look(old_values + 2 * ((16 * step + value_key) * HEAD_DIM + column +
                                           8 * (me.lane & 1)));
         }
-        auto look_for_absent = [&](bool all) {
+        while (true) {
           u32 worst = 0;
 #pragma unroll
           for (int i = 0; i < STEPS; i++) {
             const char* at = scores + (me.warp + WARPS * i) * ROWS * 64;
             if (absent(first[i])) first[i] = look(at);
-            if (all && absent(second[i])) second[i] = look(at + 8 * 64);
-            if (all && absent(v[i])) v[i] = look(own_values);
+            if (absent(second[i])) second[i] = look(at + 8 * 64);
+            if (absent(v[i])) v[i] = look(own_values);
           }
 #pragma unroll
-          for (int i = 0; i < STEPS; i++) {
-            worst = max(worst, largest(first[i]));
-            if (all) worst = max(worst, max(largest(second[i]), largest(v[i])));
-          }
-          return worst == ABSENT;
-        };
-#if LIGHT
-        bool waiting = true;
-        while (waiting) {
-          waiting = me.asks && look_for_absent(false);
-          waiting = __any_sync(0xffffffffu, waiting) && me.patience.go_on();
+          for (int i = 0; i < STEPS; i++)
+            worst = max(worst, max(max(largest(first[i]), largest(second[i])), largest(v[i])));
+          if (worst != ABSENT || !me.patience.go_on()) break;
         }
-#endif
-        while (look_for_absent(true) && me.patience.go_on()) {
-        }
+        __syncwarp();
         const u32 rows_at = value_rows + me.warp * STEPS * 512;
 #pragma unroll
         for (int i = 0; i < STEPS; i++)
@@ -835,19 +870,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
     {
       PHASE(3) MARK(0)
-      residual_product<ATTENDED>(me, set + AT_Y, of_layer + AT_GATE1, rows_of_layer + AT_ROW_O,
-                                 residual, set + AT_X1, true, layer, 3, clocks);
       // Everybody is done with the layer before: its buffers become absent again. The warps that
-      // do it have nothing else to do here.
+      // do it have less to do here than the others.
       constexpr int BUSY = 8;
+      constexpr int HELPERS = THREADS - 32 * BUSY;
       if (me.warp >= BUSY) {
         const int used = (AT_S + HEADS * steps * ROWS * 64) / 16;
         const uint4 clear = {ABSENT, ABSENT, ABSENT, ABSENT};
-        constexpr int HELPERS = THREADS - 32 * BUSY;
         for (int i = block * HELPERS + threadIdx.x - 32 * BUSY; i < used; i += BLOCKS * HELPERS)
           reinterpret_cast<uint4*>(other)[i] = clear;
-        __threadfence();
       }
+      residual_product<ATTENDED, DEPTH, AFTER_O>(me, set + AT_Y, of_layer + AT_GATE1, rows_of_layer + AT_ROW_O,
+                                 residual, set + AT_X1, true, layer, 3, clocks);
+      // What was cleared is so before anything of this block lets the next layer begin.
+      if (me.warp >= BUSY) asm volatile("fence.acq_rel.gpu;" ::: "memory");
       MARK(3)
     }
 
@@ -876,7 +912,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (group == 0)
           receive_normed(me, first, second, set + AT_X1, true, of_layer + AT_SCALE2);
         MARK(1)
-        me.tiles<GATE_UP_GROUP, NORMED>(me.parts_a, first, second);
+        me.tiles<DEPTH, GATE_UP_GROUP, NORMED>(me.parts_a, first, second);
+        stream.ask<AFTER_GATE_UP>();
         MARK(2)
         __syncthreads();
 #pragma unroll
@@ -900,7 +937,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     {
       PHASE(5) MARK(0)
       const bool last = layer + 1 == LAYERS;
-      residual_product<HIDDEN>(me, set + AT_G, of_layer + AT_GATE2, rows_of_layer + AT_ROW_DOWN,
+      residual_product<HIDDEN, BEFORE_DOWN, AFTER_DOWN>(me, set + AT_G, of_layer + AT_GATE2, rows_of_layer + AT_ROW_DOWN,
                                residual, last ? hidden : other + AT_X0, !last, layer, 5, clocks);
       MARK(3)
     }

@@ -28,7 +28,7 @@ WARPS = 16
 TILE = 8
 SLOT = 16 * 32 * WARPS
 """Bytes of a chunk: 16 for each of a block's threads."""
-LEAST_DEPTH = 6
+LEAST_DEPTH = 4
 """Chunks of the shortest stream that is worth it."""
 ABSENT = 0xFF
 """Every byte of a word that was not written yet."""
@@ -179,7 +179,7 @@ def compiled(plan: StackPlan, capability: tuple[int, int], **macros: int) -> byt
     """The kernel's machine code; wants cuda.core and NVRTC, no GPU. macros: further ones."""
     from cuda.core import Program, ProgramOptions
 
-    defined = {"CLOCKS": 0, "LIGHT": 1, **plan.macros, **macros}
+    defined = {"CLOCKS": 0, **plan.macros, **macros}
     options = ProgramOptions(
         arch=f"sm_{capability[0]}{capability[1]}",
         std="c++17",
@@ -290,6 +290,10 @@ class ExpertStack:
     def failed(self) -> bool:
         """Whether a block ever gave up waiting for another: every result since then is NaN."""
         return bool(self._failed.item())
+
+    def poison(self) -> None:
+        """From here on every result is NaN: as if a block had given up."""
+        self._failed.fill_(1)
 
     def run(
         self,
