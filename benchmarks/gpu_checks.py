@@ -9,8 +9,8 @@ demo: every engine that can run here against float32, on the demo checkpoint.
 soak: 100 live switches among all backends while frames are made: memory, gaps, nothing unverified.
 full: every engine against float32 at pi05_libero's size, random weights, FP8 calibrated.
 exhausted: the GPU's memory used up: a second backend is refused, the first answers as before.
-success: engines on the same simulated scenes, in pairs with `pytorch`.
 tests: `pytest -m gpu`.
+success: every engine on the same simulated scenes, in pairs with `pytorch`.
 
 Each section is processes of its own with a time limit; what fails, crashes or hangs is recorded,
 and the next item begins. Results are written after every item. `--device cpu --toy` rehearses all
@@ -53,8 +53,8 @@ SECTIONS = (
     Section("soak", 100, False, gpu_sections.soak),
     Section("full", 130, True, gpu_sections.full),
     Section("exhausted", 150, False, gpu_sections.exhausted),
-    Section("success", 100, False, gpu_sections.success),
     Section("tests", 90, False, gpu_sections.tests),
+    Section("success", 240, True, gpu_sections.success),
 )
 
 

@@ -39,6 +39,7 @@ PART_LEFT = 0.3
 """Of the first engine's memory is left free: a load begins, and cannot end."""
 GIVEN_BACK = 0.02
 """Of that memory may be held longer than the refused load: allocators keep blocks of 2 MiB."""
+Values = dict[str, float]
 Left = Callable[[int], AbstractContextManager[Any]]
 
 
@@ -62,9 +63,9 @@ def exhausted(
 ) -> dict[str, Any]:
     """names: of one backend of each engine; the first one runs."""
     references = references_of(checkpoint, device, config)
-    before_mb = _used_mb(device)
+    before = _held_mb(device)
     first = verified(checkpoint, names[0], device, references, config)
-    engine_bytes = _engine_bytes(first, before_mb, device)
+    engine_bytes = _engine_bytes(first, before, device)
     frames, failures = GuardedFrames(first, names[0]), []
     inference = InferenceThread("inference", failures.append)
     inference.run_on_ticks(frames.on_tick).result()
@@ -72,6 +73,9 @@ def exhausted(
 
     def answer() -> np.ndarray:
         return inference.call(lambda: _answer(first)).result()
+
+    def held_mb() -> Values:
+        return inference.call(lambda: _held_mb(device)).result()
 
     def load(name: str) -> UnifiedPolicy:
         return verified(checkpoint, name, device, references, config)
@@ -81,7 +85,7 @@ def exhausted(
         wanted = answer()
         for name in names[1:]:
             found["loads"][name] = _refused_load(
-                name, load, frames, answer, wanted, left(int(engine_bytes * PART_LEFT)), device
+                name, load, frames, answer, wanted, left(int(engine_bytes * PART_LEFT)), held_mb
             )
     inference.stop_ticks().result()
     found["frame"] = _failed_frame(first, inference, wanted, left, device)
@@ -101,22 +105,24 @@ def _refused_load(
     answer: Callable[[], np.ndarray],
     wanted: np.ndarray,
     exhaustion: AbstractContextManager[Any],
-    device: str,
+    held_mb: Callable[[], Values],
 ) -> dict[str, Any]:
-    """What became of the load, of the frames meanwhile and of the memory that it took."""
+    """What became of the load, of the frames meanwhile and of the memory that it took.
+
+    held_mb: between two frames: one that is computed holds memory of its own.
+    """
     error, as_expected = "none: it loaded", False
     count, begun_s = frames.counts[frames.name], time.perf_counter()
     frames.load_under_way = True
     with exhaustion:
-        before_mb = _used_mb(device)
+        before = held_mb()
         try:
             load(name).close()
         except Exception as raised:  # noqa: BLE001 - it is the result
             error = f"{type(raised).__name__}: {raised}"[:300]
             as_expected = is_out_of_memory(raised) and not needs_new_process(raised)
             forget_frames(raised)
-        release_unused_memory()
-        after_mb = _used_mb(device)
+        after = held_mb()
         equal = bool(np.array_equal(answer(), wanted))
     frames.load_under_way = False
     return {
@@ -124,7 +130,7 @@ def _refused_load(
         "as_expected": as_expected,
         "seconds": time.perf_counter() - begun_s,
         "frames_meanwhile": frames.counts[frames.name] - count,
-        "still_held_mb": after_mb - before_mb if before_mb and after_mb else None,
+        "still_held_mb": {name: after[name] - before[name] for name in before},
         "bit_equal": equal,
     }
 
@@ -170,8 +176,9 @@ def _faults(found: dict[str, Any]) -> list[str]:
             faults.append(f"{name} was to be refused for memory: {load['error']}")
         if not load["bit_equal"]:
             faults.append(f"after {name} was refused the first backend answers otherwise")
-        if load["still_held_mb"] is not None and load["still_held_mb"] > bound_mb:
-            faults.append(f"{name} was refused and holds {load['still_held_mb']:.1f} MB")
+        for kind, held_mb in load["still_held_mb"].items():
+            if held_mb > bound_mb:
+                faults.append(f"{name} was refused and holds {held_mb:.1f} MB of {kind}")
     if not found["frame"]["as_expected"]:
         faults.append(f"a frame without memory: {found['frame']['error']}")
     if not found["frame"]["bit_equal_with_memory_back"]:
@@ -186,16 +193,17 @@ def _answer(policy: UnifiedPolicy) -> np.ndarray:
     return policy.infer(synthetic_observations(policy.config, 1)[0], num_steps=3, seed=7).actions
 
 
-def _used_mb(device: str) -> float | None:
-    value = memory_values(torch.device(device)).get("gpu_used_mb")
-    return float(str(value)) if value is not None else None
+def _held_mb(device: str) -> Values:
+    """Of the GPU, without what torch keeps for tensors to come; nothing on a CPU."""
+    release_unused_memory()
+    values = memory_values(torch.device(device))
+    return {name: float(str(mb)) for name, mb in values.items() if name.startswith("gpu_")}
 
 
-def _engine_bytes(policy: UnifiedPolicy, before_mb: float | None, device: str) -> int:
+def _engine_bytes(policy: UnifiedPolicy, before: Values, device: str) -> int:
     """On a GPU what it takes there; on a CPU the size of its weights."""
-    after_mb = _used_mb(device)
-    if before_mb is not None and after_mb is not None:
-        return int((after_mb - before_mb) * 1e6)
+    if before:
+        return int((_held_mb(device)["gpu_used_mb"] - before["gpu_used_mb"]) * 1e6)
     model = policy.backend.model  # type: ignore[attr-defined]
     return sum(p.numel() * p.element_size() for p in model.parameters())
 

@@ -94,23 +94,30 @@ def exhausted(place: Place, items: Sequence[str]) -> Items:
 
 
 def success(place: Place, items: Sequence[str]) -> Items:
-    """`thor-policy rollouts --compare` with every engine; refilled on every tick where there is
-    such a name, so that precision is judged and not reuse.
+    """Each engine plays the same scenes, in pairs with `pytorch`; refilled on every tick where
+    there is such a name, so that precision is judged and not reuse.
     """
     if importlib.util.find_spec("mujoco") is None:
-        yield "all", {"skipped": "package mujoco is not installed"}
+        yield from ((name, {"skipped": "package mujoco is not installed"}) for name in items)
         return
-    from thor_policy_ros.backends.registry import BACKENDS, availability
+    from thor_policy_ros.evaluation.closed_loop import Conditions
+    from thor_policy_ros.evaluation.paired_success import success_of
+    from thor_policy_ros.evaluation.pairs import pairs
+    from thor_policy_ros.evaluation.rollouts import PolicyChoice, run_rollouts
 
-    first, *others = _engines([name for name in BACKENDS if not availability(name)])
-    path = place.work / "pairs.json"
-    episodes, workers = (1, 1) if place.toy else (60, min(8, os.cpu_count() or 1))
-    _command(
-        "rollouts", "--backend", first, "--compare", *others, "--device", place.device,
-        "--episodes", str(episodes), "--workers", str(workers), "--speed", "0.12",
-        "--checkpoint", str(_calibrated_demo(place)), "--json", str(path),
-    )  # fmt: skip
-    yield "all", json.loads(path.read_text())
+    checkpoint, conditions = str(_calibrated_demo(place)), Conditions(speed_m_s=0.12)
+    episodes, workers = (1, 1) if place.toy else (60, min(16, os.cpu_count() or 1))
+    first, records = "pytorch", {}
+    for name in dict.fromkeys([first, *items]):
+        begun_s = time.perf_counter()
+        policy = PolicyChoice(checkpoint, name, place.device)
+        played = run_rollouts(policy, conditions, episodes, workers)
+        records[name] = sorted(played, key=lambda record: record.seed)
+        if name in items:
+            found = {"num_steps": conditions.num_steps, "speed_m_s": conditions.speed_m_s}
+            found.update(success_of(records[name]), seconds=time.perf_counter() - begun_s)
+            paired = {} if name == first else {"paired": pairs(records, first, name)}
+            yield name, {**found, **paired}
 
 
 def tests(place: Place, items: Sequence[str]) -> Items:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 CRASH = """
@@ -87,6 +90,33 @@ def test_memory_that_runs_out_refuses_the_second_backend_alone(tmp_path: Path) -
     assert set(found["loads_afterwards"].values()) == {"verified"}
 
 
+def test_the_memory_of_a_frame_is_not_taken_for_the_refused_engines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    exhausted = importlib.import_module("gpu_exhausted")
+    served, under_way, met = exhausted.Frames.on_tick, threading.Event(), []
+
+    def on_tick(self: Any, tick: Any) -> None:
+        under_way.set()
+        try:
+            served(self, tick)
+        finally:
+            under_way.clear()
+
+    def memory(device: torch.device) -> dict[str, float]:
+        if threading.current_thread() is threading.main_thread():
+            under_way.wait(1.0)  # one soon begins, if frames are made at all
+        met.append(under_way.is_set())
+        return {}
+
+    monkeypatch.setattr(exhausted.Frames, "on_tick", on_tick)
+    monkeypatch.setattr(exhausted, "memory_values", memory)
+    found = exhausted.exhausted(ROOT / "checkpoints/demo", ["pytorch", "fused_freq1"], "cpu", None)
+    assert found["faults"] == []
+    assert len(met) == 3 and not any(met), "before the first engine, before a load, after it"
+
+
 @pytest.mark.slow
 def test_an_engine_that_ends_its_process_is_recorded_and_the_next_one_tried(
     tmp_path: Path,
@@ -117,5 +147,6 @@ def test_a_machine_without_ros_simulator_and_pytest_does_the_rest(tmp_path: Path
     assert (status, results["faults"]) == (0, [])
     sections = results["sections"]
     assert all(found["ok"] for found in sections["demo"].values())
-    assert sections["success"]["all"] == {"skipped": "package mujoco is not installed"}
+    skipped = {"skipped": "package mujoco is not installed"}
+    assert sections["success"] == dict.fromkeys(sections["demo"], skipped)
     assert sections["tests"]["all"] == {"skipped": "package pytest is not installed"}

@@ -49,16 +49,13 @@ def test_a_stage_without_time_is_skipped_and_says_so(tmp_path: Path) -> None:
     ]
 
 
-def test_dry_runs_are_read_as_the_partitioner_writes_them() -> None:
-    spec = importlib.util.spec_from_file_location("torch_trt_on_cuda", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script  # dataclasses look their module up
-    spec.loader.exec_module(script)
+def test_dry_runs_are_read_as_the_partitioner_writes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    stages = importlib.import_module("torch_trt_stages")
     text = """
 The graph consists of 205 Total Operators, of which 205 operators are supported, 100.0% coverage
    Inputs: List[Tensor: (1, 96, 64)@bfloat16]
     TRT Engine #1 - Submodule name: _run_on_acc_0
 """
-    facts = script.dry_run_facts(text)
+    facts = stages.dry_run_facts(text)
     assert facts["engines"] == 1 and "205 operators are supported" in facts["coverage"]

@@ -370,6 +370,8 @@ def test_the_package_tensorrt_builds_for_the_gpu_that_is_there(
         assert target_of(GPU_ALONE, name) == Target("sm_110", "NVIDIA Thor", "current")
     with pytest.raises(BackendUnavailableError, match=r"alone \(sm_110\); build for sm_120 on a"):
         target_of(GPU_ALONE, "sm_120")
+    with pytest.raises(BackendUnavailableError, match=r"^backend 'tensorrt_fp8': .* \(sm_110\)"):
+        target_of(GPU_ALONE, "sm_120", "tensorrt_fp8")
     library = _library_that_builds_for("sm_110", "sm_120")
     assert target_of(library, "current") == Target("sm_110", "any", "sm_110")
     assert target_of(library, "sm_120") == Target("sm_120", "any", "sm_120")

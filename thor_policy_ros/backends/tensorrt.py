@@ -96,7 +96,7 @@ def load(
     tensorrt = import_tensorrt()
     weights = checkpoint_weights(checkpoint, config)
     with torch.cuda.device(target_device):
-        target = target_of(tensorrt, CURRENT)
+        target = target_of(tensorrt, CURRENT, spec.name)
         level = options.tensorrt_level
         requests = requests_for(tensorrt, weights, kind, target, level, mlp_absmax)
         cache = cache_of(options)

@@ -102,15 +102,15 @@ class Obtained:
         return bool(self.report)
 
 
-def target_of(tensorrt: TensorRT, name: str) -> Target:
+def target_of(tensorrt: TensorRT, name: str, backend: str = "tensorrt") -> Target:
     """The target that `thor-policy build` or a backend names: 'current' or 'sm_120'.
 
-    Raises BackendUnavailableError saying what lacks to build for it here.
+    Raises BackendUnavailableError saying what `backend` lacks to be built for it here.
     """
     present = present_capability()
     lacking = lacking_target(tensorrt, name, present)
     if lacking:
-        raise BackendUnavailableError(f"backend 'tensorrt': {lacking}")
+        raise BackendUnavailableError(f"backend {backend!r}: {lacking}")
     capability = present if name == CURRENT else name
     assert capability is not None
     if tensorrt.builds_for_others:

@@ -48,7 +48,7 @@ def tensorrt_plan(
     Raises BackendUnavailableError naming what is missing, before any weight is read.
     """
     tensorrt = import_tensorrt()
-    target = target_of(tensorrt, arguments.target)
+    target = target_of(tensorrt, arguments.target, "tensorrt_fp8" if in_fp8 else "tensorrt")
     if in_fp8:
         refuse_fp8(arguments, target.capability)
     weights, dtype = weights_of(arguments), DTYPES[arguments.precision]

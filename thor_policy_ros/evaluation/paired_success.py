@@ -53,7 +53,7 @@ def paired_report(
         rounds.append(
             {
                 "settings": asdict(condition),
-                "success": {name: _success(found) for name, found in records.items()},
+                "success": {name: success_of(found) for name, found in records.items()},
                 "paired": [pairs(records, first.backend, other.backend) for other in others],
             }
         )
@@ -67,7 +67,7 @@ def paired_report(
     }
 
 
-def _success(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
+def success_of(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
     """won: by scene, in the order of their seeds."""
     return {
         **summary(list(records)),
