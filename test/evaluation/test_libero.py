@@ -40,12 +40,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
-    """What an evaluation finds that nothing disturbs."""
+def whole_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of an evaluation that nothing disturbs."""
     folder = tmp_path_factory.mktemp("whole")
     honest = write_environment(folder / "simulator")
     assert main(command(checkpoint, honest, folder / "out")) == 0
-    return essence(lines(folder / "out"))
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def whole(whole_folder: Path) -> dict[Any, Any]:
+    """What it finds."""
+    return essence(lines(whole_folder))
 
 
 @pytest.fixture
@@ -73,6 +79,12 @@ def essence(records: Sequence[dict[str, Any]]) -> dict[tuple[str, int, int], tup
         (r["backend"], r["task"], r["trial"]): (r["outcome"], r["steps"], r["actions"])
         for r in records
     }
+
+
+def digest(out: Path) -> str:
+    found = json.loads((out / "summary.json").read_text())["backends"]["pytorch"]["digest"]
+    assert isinstance(found, str)
+    return found
 
 
 def test_an_evaluation_from_the_command_line(
@@ -143,20 +155,22 @@ def test_a_backend_that_is_not_the_policy_plays_nothing(
 
 
 def test_another_seed_is_seen_in_the_actions(
-    checkpoint: Path, simulator: Path, tmp_path: Path, whole: dict[Any, Any]
+    checkpoint: Path, simulator: Path, tmp_path: Path, whole: dict[Any, Any], whole_folder: Path
 ) -> None:
     out = tmp_path / "out"
     assert main(command(checkpoint, simulator, out, "--seed", "8")) == 0
     other = {actions for _, _, actions in whole.values()}
     assert len(other) == 6 and not {r["actions"] for r in lines(out)} & other
+    assert digest(out) != digest(whole_folder)
 
 
 def test_the_number_of_simulators_changes_no_result(
-    checkpoint: Path, simulator: Path, tmp_path: Path, whole: dict[Any, Any]
+    checkpoint: Path, simulator: Path, tmp_path: Path, whole: dict[Any, Any], whole_folder: Path
 ) -> None:
     out = tmp_path / "out"
     assert main(command(checkpoint, simulator, out, "--workers", "3")) == 0
     assert essence(lines(out)) == whole
+    assert digest(out) == digest(whole_folder)
 
 
 @pytest.mark.parametrize("kind", ["crash", "hang", "fail", "garble"])
