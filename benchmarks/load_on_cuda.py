@@ -2,11 +2,12 @@
 
     PYTHONPATH=. python3 benchmarks/load_on_cuda.py --out load_cuda.json
 
-Makes random weights of pi0.5's size in both layouts and converts them (24 GB of disk in --folder),
-then loads each into bfloat16 on the device in a process of its own, three times, from a warm page
-cache: seconds, and the most host memory beyond the mapped file. Last, latency of `pytorch` for 1 to
-8 observations in one pass. With --device cpu the same on a CPU. --keep leaves the checkpoints, and
-takes those that are there. What fails is recorded as an error; the rest goes on.
+Draws random weights of pi0.5's size on the device and writes them in openpi's layout, LeRobot's,
+and merged with FP8 (24 GB of disk in --folder), then loads each into bfloat16 on the device in a
+process of its own, --rounds times, from a warm page cache: seconds, and the most host memory beyond
+the mapped file. Last, latency of `pytorch` for 1 to 8 observations in one pass. With --device cpu
+the same on a CPU. --keep leaves the checkpoints, and takes those that are there. What fails is
+recorded as an error; the rest goes on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +52,13 @@ from thor_policy_ros.backends.fp8_mlp import load_quantised
 from thor_policy_ros.model.checkpoint import load_pi05
 from thor_policy_ros.model.named_configs import chosen_config
 folder, device, fp8 = sys.argv[1], torch.device(sys.argv[2]), sys.argv[3] == "fp8"
-config = chosen_config(sys.argv[4]).model
+config, counted = chosen_config(sys.argv[4]).model, sys.argv[5].split(",")
 torch.zeros(1, device=device)
 with torch.device("meta"):
     torch.nn.Linear(1, 1)
 def own():
     rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return sum(int(rows[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
+    return sum(int(rows[name].split()[0]) * 1024 for name in counted)
 begun, most, ended = own(), [0], threading.Event()
 def sample():
     while not ended.is_set():
@@ -97,7 +99,7 @@ def main() -> int:
     results = Results(arguments.out)
     results.add("machine", lambda: machine_of(torch.device(arguments.device)) | versions())
     try:
-        results.add("made", lambda: make(folder, config))
+        results.add("made", lambda: make(folder, config, arguments.device))
         for turn in range(arguments.rounds):  # in turn: a busy minute meets them all
             for name in LOADS:
                 section = f"load {name}, round {turn + 1}"
@@ -136,8 +138,9 @@ class Results:
         self._path.write_text(json.dumps(self.found, indent=2) + "\n")
 
 
-def make(folder: Path, config: PolicyConfig) -> dict[str, Any]:
-    """The checkpoints that are not there yet: seconds and bytes of each."""
+def make(folder: Path, config: PolicyConfig, device: str) -> dict[str, Any]:
+    """The checkpoints that are not there yet: seconds and bytes of each. LeRobot's and the merged
+    one are converted side by side, so that their seconds are not those of a conversion alone."""
     model, seconds = config.model, {}
 
     def made(name: str, file: str, make_it: Callable[[], Any]) -> None:
@@ -147,11 +150,19 @@ def make(folder: Path, config: PolicyConfig) -> dict[str, Any]:
             seconds[f"{name}/{file}"] = time.perf_counter() - begun_s
 
     openpi, lerobot, merged = (folder / name for name in ("openpi", "lerobot", "merged"))
-    made("openpi", WEIGHTS, lambda: write_random_checkpoint(openpi, config))
-    made("lerobot", WEIGHTS, lambda: convert_weights(openpi, lerobot, model, "lerobot"))
-    made("merged", WEIGHTS, lambda: convert_weights(openpi, merged, model, "merged"))
-    made("merged", "weights_hash.json", lambda: remember_hash(merged))
-    made("merged", FILE, lambda: store_fp8(merged, model.language))
+
+    def make_merged() -> None:
+        made("merged", WEIGHTS, lambda: convert_weights(openpi, merged, model, "merged"))
+        made("merged", "weights_hash.json", lambda: remember_hash(merged))
+        made("merged", FILE, lambda: store_fp8(merged, model.language))
+
+    def make_lerobot() -> None:
+        made("lerobot", WEIGHTS, lambda: convert_weights(openpi, lerobot, model, "lerobot"))
+
+    made("openpi", WEIGHTS, lambda: write_random_checkpoint(openpi, config, device=device))
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(make_merged), pool.submit(make_lerobot)]:
+            done.result()
     files = sorted(folder.glob("*/*.safetensors"))
     sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
     return {"seconds": seconds, "bytes": sizes}
@@ -160,12 +171,14 @@ def make(folder: Path, config: PolicyConfig) -> dict[str, Any]:
 def load_once(folder: Path, name: str, device: str, config: str) -> dict[str, Any]:
     """In a fresh process, after the files were read into the page cache."""
     layout, _, fp8 = name.partition(", ")
+    block = bytearray(1 << 24)
     for file in (folder / layout).glob("*.safetensors"):
-        with file.open("rb") as handle:
-            while handle.read(1 << 24):
+        with file.open("rb", buffering=0) as handle:
+            while handle.readinto(block):
                 pass
     kind = "fp8" if fp8 else ""
-    command = [sys.executable, "-c", CHILD, str(folder / layout), device, kind, config]
+    words = [str(folder / layout), device, kind, config, ",".join(own_memory(folder))]
+    command = [sys.executable, "-c", CHILD, *words]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -174,11 +187,22 @@ def load_once(folder: Path, name: str, device: str, config: str) -> dict[str, An
     return found
 
 
+def own_memory(folder: Path) -> tuple[str, ...]:
+    """Lines of /proc/self/status that hold a process's memory and no page of the mapped files,
+    which on a tmpfs are shared memory themselves."""
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    inside = [(m, kind) for m, kind in mounts if folder.resolve().is_relative_to(m)]
+    kind = max(inside, key=lambda mount: len(mount[0]))[1]
+    return ("RssAnon",) if kind == "tmpfs" else ("RssAnon", "RssShmem")
+
+
 def summary(found: dict[str, Any], turns: int) -> dict[str, Any]:
-    """By layout: seconds of each round and their median, and the most host memory."""
+    """By layout that loaded in every round: seconds, their median, and the most host memory."""
     lines = {}
     for name in LOADS:
         rounds = [found[f"load {name}, round {turn + 1}"] for turn in range(turns)]
+        if any("error" in one for one in rounds):
+            continue
         seconds = [one["seconds"] for one in rounds]
         lines[name] = {
             "seconds_median": statistics.median(seconds),

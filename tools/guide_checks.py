@@ -6,11 +6,14 @@ comes out. A test holds that every note and every fault that the doctor knows is
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import sentencepiece
 
 from thor_policy_ros.backends.engine_cache import EngineKey
 from thor_policy_ros.evaluation.checks import FINE, WRONG, Check
@@ -143,7 +146,11 @@ def _files() -> Iterator[Check]:
         (folder / "empty").mkdir()
         broken = folder / "tokenizer.model"
         broken.write_bytes(b"no sentencepiece model")
-        for path, tokenizer in ((folder / "empty", None), (DEMO, broken), (_bare(folder), None)):
+        small, large = _tokenizer(folder, 40), _tokenizer(folder, 900)
+        for path, tokenizer in (
+            (folder / "empty", None), (DEMO, broken), (DEMO, small), (DEMO, large),
+            (_bare(folder), None),
+        ):  # fmt: skip
             for check in check_files(path, "", tokenizer):
                 says, do = (text.replace(name, "FOLDER") for text in (check.says, check.do))
                 yield replace(check, says=says, do=do)
@@ -151,6 +158,20 @@ def _files() -> Iterator[Check]:
     cache = Path("engines")
     yield check_engines(cache, [engine], [], "tensorrt", "sm_110")
     yield check_engines(cache, [engine], ["engines/vision.engine is cut off"], "tensorrt", "sm_110")
+
+
+def _tokenizer(folder: Path, pieces: int) -> Path:
+    """A sentencepiece model of so many pieces, a character each."""
+    model = io.BytesIO()
+    letters = "".join(map(chr, range(0x4E00, 0x4E00 + pieces - 3)))  # beside <unk>, <s>, </s>
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([letters]), model_writer=model, model_type="char",
+        vocab_size=pieces, character_coverage=1.0, add_dummy_prefix=False,
+        normalization_rule_name="identity", minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    path = folder / f"{pieces}_pieces.model"
+    path.write_bytes(model.getvalue())
+    return path
 
 
 def _bare(folder: Path) -> Path:

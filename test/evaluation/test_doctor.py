@@ -30,6 +30,7 @@ from thor_policy_ros.evaluation.machine_facts import (
     read_jetson,
     read_machine,
 )
+from tools.guide_checks import GRAPH, INPUT
 
 DEMO = Path(doctor.__file__).resolve().parents[2] / "checkpoints" / "demo"
 H200 = GpuFacts("NVIDIA H200", (9, 0), 140.0, 130.0)
@@ -162,34 +163,6 @@ def test_engines_are_counted_for_this_gpu_and_damaged_ones_named(tmp_path: Path)
     assert damaged.level == WRONG and fetched.path.name in damaged.says
     (tmp_path / "empty.engine").write_bytes(b"")
     assert len(read_cache(tmp_path)[1]) == 2
-
-
-INPUT = {
-    "name": "camera base",
-    "topic": "/camera/image_raw",
-    "kind": "sensor_msgs/msg/Image",
-    "reliability": "best_effort",
-    "publishers": ["/driver (sensor_msgs/msg/Image, reliable)"],
-    "other_types": [],
-    "mismatches": [],
-    "received": 90,
-    "rate_hz": 30.0,
-    "age_s": 0.01,
-    "zero_stamps": 0,
-}
-GRAPH: dict[str, Any] = {
-    "distribution": "jazzy",
-    "rmw": "rmw_fastrtps_cpp",
-    "domain_id": "0",
-    "discovery_range": "",
-    "transports": "",
-    "nodes": ["/driver", "/policy_node"],
-    "policy_node": "/policy_node",
-    "parameters_of": "/policy_node",
-    "parameters": {"max_input_age_s": 0.2, "control_rate_hz": 10.0},
-    "inputs": [INPUT],
-    "mismatches": [],
-}
 
 
 def judged(**change: Any) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from support.golden import TOY_LEROBOT
 from support.toy_checkpoint import TINY, write_tokenizer, write_toy_checkpoint
 
 from thor_policy_ros.evaluation.cli import main
+from thor_policy_ros.model.config import PolicyConfig
 from thor_policy_ros.model.conversion import EXPERT_HEAD
 from thor_policy_ros.model.key_layout import EMBEDDING_KEYS, LAYOUT_PREFIXES, all_parts
 from thor_policy_ros.model.named_configs import ALOHA, DROID, LIBERO
@@ -130,6 +132,31 @@ def test_what_is_missing_is_named(tmp_path: Path, inspected: Any) -> None:
     assert status == 1
     assert statistics.startswith("statistics: no normalisation statistics in ")
     assert tokenizer.startswith("tokenizer: a PaliGemma sentencepiece model")
+
+
+def test_a_tokenizer_that_is_not_this_policys_is_doubted_or_refused(
+    tmp_path: Path, inspected: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = write_tokenizer(tmp_path / "anywhere.model")
+    full = write_headers(tmp_path / "full")
+    write_stats(full, "droid", 8, 8)
+    words = ("--config", "pi05_droid", "--tokenizer", str(tokenizer))
+    status, found = inspected(full, *words)
+    assert (status, found["tokenizer_pieces"]) == (0, 300)
+    assert main(["inspect", str(full), *words]) == 0
+    said = capsys.readouterr().out
+    assert "300 pieces, while the model embeds 257152: is it this policy's?" in said
+    small = write_toy_checkpoint(tmp_path / "small", without_words(100))
+    status, found = inspected(small)
+    assert status == 1
+    assert found["missing"][0].endswith("has 300 pieces, the model embeds 100")
+    (small / "tokenizer.model").write_bytes(b"no sentencepiece model")
+    status, found = inspected(small)
+    assert status == 1 and found["missing"][0].endswith("is no sentencepiece model")
+
+
+def without_words(count: int) -> PolicyConfig:
+    return dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, vocab_size=count))
 
 
 def test_a_config_of_other_sizes_is_said(tmp_path: Path, inspected: Any) -> None:

@@ -21,6 +21,7 @@ from support.fake_simulator import read_log, write_environment
 from support.libero_checkpoint import TOY_LIBERO, write_libero_checkpoint
 from support.toy_checkpoint import toy_observation
 
+from thor_policy_ros.backends.pipelined import PipelinedBackend
 from thor_policy_ros.evaluation.cli import main
 from thor_policy_ros.evaluation.intervals import wilson_interval
 from thor_policy_ros.evaluation.libero.settings import Episode, Settings
@@ -39,12 +40,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
-    """What an evaluation finds that nothing disturbs."""
+def whole_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of an evaluation that nothing disturbs."""
     folder = tmp_path_factory.mktemp("whole")
     honest = write_environment(folder / "simulator")
     assert main(command(checkpoint, honest, folder / "out")) == 0
-    return essence(lines(folder / "out"))
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def whole(whole_folder: Path) -> dict[Any, Any]:
+    """What it finds."""
+    return essence(lines(whole_folder))
 
 
 @pytest.fixture
@@ -57,6 +64,11 @@ def command(checkpoint: Path, simulator: Path, out: Path, *more: str) -> list[st
     return ["libero", *map(str, places), *TASKS, "--episodes", "3", *SHORT, *more]
 
 
+def verified_command(checkpoint: Path, simulator: Path, out: Path, *more: str) -> list[str]:
+    words = [word for word in command(checkpoint, simulator, out, *more) if word != "--no-verify"]
+    return [*words, "--tasks", "0", "--episodes", "1"]
+
+
 def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()][1:]
 
@@ -67,6 +79,12 @@ def essence(records: Sequence[dict[str, Any]]) -> dict[tuple[str, int, int], tup
         (r["backend"], r["task"], r["trial"]): (r["outcome"], r["steps"], r["actions"])
         for r in records
     }
+
+
+def digest(out: Path) -> str:
+    found = json.loads((out / "summary.json").read_text())["backends"]["pytorch"]["digest"]
+    assert isinstance(found, str)
+    return found
 
 
 def test_an_evaluation_from_the_command_line(
@@ -93,6 +111,7 @@ def test_an_evaluation_from_the_command_line(
     assert pair["scenes"] == 6 and pair["probability"] == 1.0
     assert pair["same_actions"] == 6, "the same engine on the same scenes with the same noise"
     assert summary["simulator"] == "fake 1.0"
+    assert [facts["verified"] for facts in summary["policies"].values()] == [None, None]
     assert summary["protocol"] == {"benchmark": False, "other_than_openpi": {"max_steps": 20}}
     films = sorted(p.name for p in (out / "films").iterdir())
     failures = sum(r["outcome"] == "failure" for r in records)
@@ -100,21 +119,58 @@ def test_an_evaluation_from_the_command_line(
     assert all((out / "films" / name).stat().st_size > 500 for name in films)
 
 
+def test_backends_are_held_to_the_reference_before_they_play(
+    checkpoint: Path, simulator: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = verified_command(checkpoint, simulator, out, "--backend", "fused", "--compare",
+                             "pytorch")  # fmt: skip
+    for _ in range(2):  # the second time nothing is loaded, and what was said is still known
+        assert main(words) == 0
+        told = json.loads((out / "summary.json").read_text())["policies"]
+        assert list(told) == ["pytorch", "fused"]
+        for facts in told.values():
+            assert 0.99999 < facts["verified"]["cosine"] <= 1.000001
+            assert facts["verified"]["observations"] == 3
+        assert told["fused"]["verified"]["max_abs_error"] > 0, "another engine rounds otherwise"
+
+
+def test_a_backend_that_is_not_the_policy_plays_nothing(
+    checkpoint: Path,
+    simulator: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    denoise = PipelinedBackend.denoise
+
+    def wrong(*given: Any, **named: Any) -> Any:
+        return denoise(*given, **named)[::-1].copy()  # rows of the chunk in another order
+
+    monkeypatch.setattr(PipelinedBackend, "denoise", wrong)
+    words = verified_command(checkpoint, simulator, tmp_path / "out")
+    assert main([*words, "--backend", "pytorch_pipelined"]) == 1
+    assert "stopped: backend 'pytorch_pipelined': actions: cosine" in capsys.readouterr().err
+    assert lines(tmp_path / "out") == []
+
+
 def test_another_seed_is_seen_in_the_actions(
-    checkpoint: Path, simulator: Path, tmp_path: Path, whole: dict[Any, Any]
+    checkpoint: Path, simulator: Path, tmp_path: Path, whole: dict[Any, Any], whole_folder: Path
 ) -> None:
     out = tmp_path / "out"
     assert main(command(checkpoint, simulator, out, "--seed", "8")) == 0
     other = {actions for _, _, actions in whole.values()}
     assert len(other) == 6 and not {r["actions"] for r in lines(out)} & other
+    assert digest(out) != digest(whole_folder)
 
 
 def test_the_number_of_simulators_changes_no_result(
-    checkpoint: Path, simulator: Path, tmp_path: Path, whole: dict[Any, Any]
+    checkpoint: Path, simulator: Path, tmp_path: Path, whole: dict[Any, Any], whole_folder: Path
 ) -> None:
     out = tmp_path / "out"
     assert main(command(checkpoint, simulator, out, "--workers", "3")) == 0
     assert essence(lines(out)) == whole
+    assert digest(out) == digest(whole_folder)
 
 
 @pytest.mark.parametrize("kind", ["crash", "hang", "fail", "garble"])

@@ -14,6 +14,7 @@ import pytest
 
 from thor_policy_ros.evaluation import checks, file_checks, graph_checks, machine_checks
 from thor_policy_ros.evaluation.cli import COMMANDS
+from thor_policy_ros.evaluation.enclaves import CAMERAS, OPERATOR, ROBOT, enclaves
 from thor_policy_ros.ros.parameter_tables import CAMERA, EXECUTOR, POLICY, SIM_ROBOT
 from thor_policy_ros.ros.viewer_parameters import VIEWER
 from tools import guide, guide_checks, guide_commands, guide_launch, guide_results
@@ -121,6 +122,28 @@ def test_a_message_table_has_a_row_for_every_field(path: Path) -> None:
         if line and not line.startswith("#")
     ]
     assert re.findall(r"^\| `(\w+)`", message_table(path), re.MULTILINE) == fields
+
+
+def test_the_table_of_topics_has_every_name_of_every_node() -> None:
+    """Of the table of DDS security, which is held against the running nodes."""
+    rows, node = dict[str, str](), ""
+    for line in (guide.DOCS / "messages.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 4:
+            node = cells[0] or node
+            rows[node] = rows.get(node, "") + cells[1]
+    of_parameters = {*CAMERAS, "camera_base/camera_info", "camera_wrist/camera_info"}
+    of_all = {"rosout", "parameter_events", "transition_event", "clock"}
+    for enclave in enclaves():
+        if enclave.node == OPERATOR:
+            continue
+        by_parameter = of_parameters if enclave.node != ROBOT else set()
+        topics = {*enclave.publish, *enclave.subscribe} - by_parameter
+        names = {topic.rpartition("/")[2] for topic in topics} - of_all
+        served = {s.rpartition("/")[2] for s in enclave.serve if s.count("/") == 1}
+        names |= served & {"reset", "enable", "estop", "reset_estop"}
+        missing = {name for name in names if not re.search(rf"\b{name}\b", rows[enclave.node])}
+        assert names and not missing, (enclave.node, missing)
 
 
 def test_every_command_and_its_options_are_listed() -> None:

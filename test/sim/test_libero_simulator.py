@@ -14,7 +14,7 @@ from thor_policy_ros.sim.libero import libero_tasks, wire
 from thor_policy_ros.sim.libero.init_states import read_init_states
 from thor_policy_ros.sim.libero.process import open_tasks
 from thor_policy_ros.sim.libero.served_tasks import TasksRefusedError
-from thor_policy_ros.sim.libero.trial_resets import TrialResets
+from thor_policy_ros.sim.libero.trial_resets import OneEnvironment, TrialResets
 from thor_policy_ros.sim.libero.wire import Moved, Seen, SimulatorWireError, Task
 
 # pickle protocol 2 of an f8[2,2] array, as torch.save writes it, written out by hand.
@@ -83,6 +83,47 @@ def test_a_trial_begins_the_same_whatever_was_played_before(order: tuple[int, ..
         assert drawn[-1] == in_order[trial]
         np.random.normal()  # somebody else draws meanwhile
     assert len(drawn) <= len(order) + max(order)
+
+
+class Scene:
+    """Draws at a reset, as robosuite's environments do."""
+
+    def __init__(self, task: int, said: list[str]) -> None:
+        self.task, self._said, self.drawn = task, said, 0.0
+        np.random.seed(99)  # making one draws too
+        said.append(f"made {task}")
+
+    def reset(self) -> None:
+        self.drawn = np.random.normal()
+
+    def close(self) -> None:
+        self._said.append(f"closed {self.task}")
+
+
+def test_one_environment_is_open_and_trials_begin_alike_in_every_one() -> None:
+    said: list[str] = []
+    one = OneEnvironment(lambda task: Scene(task, said))
+    begun = {(task, trial): one.at(task, trial, 7).drawn for task in (0, 1) for trial in (0, 2)}
+    assert said == ["made 0", "closed 0", "made 1"]
+    again = {(task, trial): one.at(task, trial, 7).drawn for task, trial in reversed(begun)}
+    assert again == begun and len(set(begun.values())) == 2
+    assert one.at(0, 0, 8).drawn != begun[0, 0] and said[-2:] == ["closed 0", "made 0"]
+
+
+def test_an_environment_that_cannot_be_made_leaves_none_open() -> None:
+    said: list[str] = []
+
+    def make(task: int) -> Scene:
+        if task == 1:
+            raise TasksRefusedError("a mesh is missing")
+        return Scene(task, said)
+
+    one = OneEnvironment(make)
+    one.at(0, 0, 7)
+    for _ in range(2):
+        with pytest.raises(TasksRefusedError, match="a mesh is missing"):
+            one.at(1, 0, 7)
+    assert one.at(0, 0, 7).task == 0 and said == ["made 0", "closed 0", "made 0"]
 
 
 def seen(shade: int = 0) -> Seen:

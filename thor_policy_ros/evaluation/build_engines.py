@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--level", type=int, choices=OPTIMIZATION_LEVELS, default=DEFAULTS.tensorrt_level,
-        help="optimization level of the builder; above 2 it crashed on Jetson Thor"
+        help="optimization level of the builder; above 2 it is said to crash on Jetson Thor"
         " (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--cache", default="", metavar="DIR", help="default: the user's cache")

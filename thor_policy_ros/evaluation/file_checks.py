@@ -7,8 +7,7 @@ from pathlib import Path
 
 from thor_policy_ros.backends.engine_cache import SUFFIX, EngineFileError, EngineKey, read_key
 from thor_policy_ros.evaluation.checks import Check, fine, note, wrong
-from thor_policy_ros.evaluation.inspection import Inspection, inspect_checkpoint
-from thor_policy_ros.model.tokenizer import PromptTokenizer
+from thor_policy_ros.evaluation.inspection import Inspection, inspect_checkpoint, tokenizer_doubt
 from thor_policy_ros.model.weight_files import CheckpointError
 
 BUILT = ("tensorrt", "tensorrt_fp8", "torch_trt")  # engines that come from the cache
@@ -46,11 +45,19 @@ def _check_tokenizer(found: Inspection) -> Check:
             "copy paligemma_tokenizer.model into the checkpoint's folder, or set parameter "
             "tokenizer",
         )
-    try:
-        vocabulary = PromptTokenizer(found.tokenizer).vocab_size
-    except (RuntimeError, OSError) as error:
-        return wrong("tokenizer", f"{found.tokenizer}: {error}", "fetch the file again")
-    return fine("tokenizer", f"{found.tokenizer}: {vocabulary} pieces")
+    if not found.tokenizer_pieces:
+        return wrong("tokenizer", f"{found.tokenizer} is no sentencepiece model", "fetch it again")
+    too_many = next((e for e in found.missing if e.startswith("tokenizer:")), "")
+    if too_many:
+        return wrong("tokenizer", too_many.removeprefix("tokenizer: "), "fetch this policy's own")
+    doubt = tokenizer_doubt(found)
+    if doubt:
+        return note(
+            "tokenizer",
+            f"{found.tokenizer}: {doubt}; another policy's gives words another meaning",
+            "thor-policy inspect FOLDER; parameter tokenizer names another file",
+        )
+    return fine("tokenizer", f"{found.tokenizer}: {found.tokenizer_pieces} pieces")
 
 
 def read_cache(folder: Path) -> tuple[list[EngineKey], list[str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from thor_policy_ros.evaluation.inspection import Inspection, inspect_checkpoint
+from thor_policy_ros.evaluation.inspection import Inspection, inspect_checkpoint, tokenizer_doubt
 from thor_policy_ros.model.checksums import CHECKSUMS, write_checksums
 from thor_policy_ros.model.config import Pi05Config
 
@@ -75,13 +75,21 @@ def _print(found: Inspection) -> None:
             f" {stats.action_dim}, for {' and '.join(stats.kinds) or 'no normalisation'}"
             + (f"; without spread: {flat}" if flat else "")
         )
-    console.print(f"tokenizer: {found.tokenizer or 'none'}")
+    console.print(f"tokenizer: {_tokenizer_line(found)}")
     if found.beside:
         console.print(f"beside it: {', '.join(found.beside)}")
     for entry in found.missing:
         console.print(f"[red]missing[/] {entry}")
     if not found.missing:
         console.print("[green]nothing is missing[/]")
+
+
+def _tokenizer_line(found: Inspection) -> str:
+    doubt = tokenizer_doubt(found)
+    if doubt:
+        return f"{found.tokenizer}, {doubt}: [yellow]is it this policy's?[/]"
+    pieces = f", {found.tokenizer_pieces} pieces" if found.tokenizer_pieces else ""
+    return f"{found.tokenizer or 'none'}{pieces}"
 
 
 def _sizes_line(sizes: Pi05Config) -> str:

@@ -19,7 +19,7 @@ from thor_policy_ros.model.infer_sizes import infer_sizes
 from thor_policy_ros.model.key_layout import EMBEDDING_KEYS
 from thor_policy_ros.model.named_configs import CONFIG, NAMED, load_policy_config
 from thor_policy_ros.model.norm_stats import WANTED, NormStats, load_norm_stats
-from thor_policy_ros.model.tokenizer import find_tokenizer
+from thor_policy_ros.model.tokenizer import PromptTokenizer, find_tokenizer
 from thor_policy_ros.model.weight_files import CheckpointError, Contents, opened, read_contents
 
 PARTS = (  # by the first that a key begins with, in openpi's names and in ours
@@ -57,6 +57,7 @@ class Inspection:
 
     parameters: by part, those that pi0.5 does not use under 'unused'. sizes: None where they
     cannot be told. config_from: where `config` was found, or why it could not be.
+    tokenizer_pieces: 0 where there is no tokenizer or its file cannot be read.
     """
 
     folder: str
@@ -70,6 +71,7 @@ class Inspection:
     guesses: tuple[Guess, ...]
     statistics: tuple[Statistics, ...]
     tokenizer: str
+    tokenizer_pieces: int
     beside: tuple[str, ...]
     missing: tuple[str, ...]
 
@@ -89,8 +91,8 @@ def inspect_checkpoint(
     else:
         missing += _missing_for(folder, config, sizes)
     found_tokenizer = _tokenizer(folder, tokenizer)
-    if not found_tokenizer:
-        missing.append("tokenizer: a PaliGemma sentencepiece model, here or in openpi's cache")
+    pieces = _pieces(found_tokenizer)
+    missing += _tokenizer_missing(found_tokenizer, pieces, sizes)
     return Inspection(
         folder=str(folder),
         layout=contents.layout,
@@ -103,6 +105,7 @@ def inspect_checkpoint(
         guesses=guesses,
         statistics=statistics,
         tokenizer=found_tokenizer,
+        tokenizer_pieces=pieces,
         beside=_beside(folder),
         missing=tuple(missing),
     )
@@ -223,6 +226,32 @@ def _tokenizer(folder: Path, explicit: Path | None) -> str:
         return str(find_tokenizer(folder, explicit))
     except FileNotFoundError:
         return ""
+
+
+def _pieces(tokenizer: str) -> int:
+    try:
+        return PromptTokenizer(tokenizer).vocab_size if tokenizer else 0
+    except (RuntimeError, OSError):
+        return 0
+
+
+def _tokenizer_missing(file: str, pieces: int, sizes: Pi05Config | None) -> list[str]:
+    if not file:
+        return ["tokenizer: a PaliGemma sentencepiece model, here or in openpi's cache"]
+    if not pieces:
+        return [f"tokenizer: {file} is no sentencepiece model"]
+    if sizes and pieces > sizes.vocab_size:
+        return [f"tokenizer: {file} has {pieces} pieces, the model embeds {sizes.vocab_size}"]
+    return []
+
+
+def tokenizer_doubt(found: Inspection) -> str:
+    """Why the tokenizer is hardly this policy's, '' where nothing speaks against it. PaliGemma's
+    has as many pieces as the model embeds; with another one the policy would read other words."""
+    embedded = found.sizes.vocab_size if found.sizes else 0
+    if not found.tokenizer_pieces or 2 * found.tokenizer_pieces > embedded:
+        return ""
+    return f"{found.tokenizer_pieces} pieces, while the model embeds {embedded}"
 
 
 def _dtypes(contents: Contents) -> dict[str, int]:

@@ -9,10 +9,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PACKAGES = ("torch", "numpy", "tensorrt", "torch_tensorrt", "tensorrt_rtx")
 
@@ -55,6 +57,8 @@ def versions() -> dict[str, str]:
 def figure_table(text: Sequence[str], figures: Sequence[str], title: str = "") -> Table:
     """Columns of text, then columns of right-aligned figures; none is cut short, without rules
     so that 80 columns hold it."""
+    from rich.table import Column, Table  # here: benchmarks/ write results without it
+
     left = [Column(name, no_wrap=True) for name in text]
     right = [Column(name, justify="right", no_wrap=True) for name in figures]
     return Table(

@@ -121,7 +121,7 @@ POLICY = (
         "int",
         2,
         "Builder level of the tensorrt engines, 0 (quick to build) to 5; above 2 the builder "
-        "crashed on Jetson Thor. Each level has engines of its own",
+        "is said to crash on Jetson Thor. Each level has engines of its own",
         bounds=(0, 5),
     ),
     ParameterRow(

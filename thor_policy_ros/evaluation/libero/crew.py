@@ -27,7 +27,9 @@ class Finished:
 
 
 class Crew(Protocol):
-    """Plays one episode in each slot at a time."""
+    """Plays one episode in each slot at a time. replaced: how many players were, so far."""
+
+    replaced: int
 
     @property
     def slots(self) -> Sequence[str]: ...
@@ -84,6 +86,7 @@ class LocalCrew:
     def __init__(self, stations: Sequence[Station], policy: SharedPolicy) -> None:
         self._stations = {f"simulator {n}": station for n, station in enumerate(stations)}
         self._policy = policy
+        self.replaced = 0
         self._ended: queue.Queue[Finished | BaseException] = queue.Queue()
 
     @property

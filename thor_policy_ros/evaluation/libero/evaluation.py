@@ -28,7 +28,11 @@ from thor_policy_ros.evaluation.libero.simulator_process import checked_python, 
 from thor_policy_ros.evaluation.libero.station import Plan, SharedPolicy, Station, stations_of
 from thor_policy_ros.evaluation.result_files import command_line, versions, write_json
 from thor_policy_ros.evaluation.verified_policy import PolicyChoice
+from thor_policy_ros.model.json_fields import read_object
 from thor_policy_ros.sim.libero.wire import Task
+
+POLICIES = "policies.json"
+"""In the evaluation's folder: what each backend said of itself when it was loaded."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,10 @@ def _play(
     journal: Journal,
     console: Console,
 ) -> dict[str, Any]:
-    """Backend by backend, so that one at a time is in memory. Returns what each said of itself."""
-    facts: dict[str, Any] = {}
+    """Backend by backend, so that one at a time is in memory. Returns what each said of itself,
+    now or when it last played into this folder."""
+    told = journal.path.with_name(POLICIES)
+    facts: dict[str, Any] = dict(read_object(told)) if told.is_file() else {}
     left = {n: [e for e in found if not journal.holds(e)] for n, found in episodes.items()}
     total, done = (sum(map(len, which.values())) for which in (episodes, left))
     with _progress(console, total, total - done) as progress, _cluster(arguments):
@@ -129,11 +135,20 @@ def _play(
                 continue
             progress.begin(name)
             crew, facts[name] = _crew(arguments, plan, simulators)
+            write_json(facts, str(told))
             try:
                 play_all(crew, EpisodeQueue(left[name]), _finishing(journal, progress, plan))
             finally:
                 crew.close()
-    return facts
+            if crew.replaced:
+                facts[name]["actors_replaced"] = crew.replaced
+                write_json(facts, str(told))
+                console.print(
+                    f"{name}: {crew.replaced} of Ray's actors were lost and replaced; their"
+                    " episodes were played again",
+                    markup=False,
+                )
+    return {name: facts[name] for name in plans if name in facts}
 
 
 def _crew(

@@ -148,7 +148,9 @@ def start_ray(address: str | None, actors: int = 1) -> None:
     try:
         import ray
     except ImportError as error:
-        raise ValueError("--workers ray wants Ray: pip install -r requirements/ray.txt") from error
+        raise ValueError(
+            f"--workers ray wants Ray ({error}): pip install -r requirements/ray.txt"
+        ) from error
     root = str(Path(thor_policy_ros.__file__).resolve().parents[1])
     own: dict[str, Any] = {}
     if address is None:

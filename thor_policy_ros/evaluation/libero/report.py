@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +26,7 @@ def evaluation_summary(
         "backends": {
             name: {
                 **_counts(found),
+                "digest": digest_of(found),
                 "infer_ms": _latency(found),
                 "tasks": [
                     {"task": number, "name": task.name, "language": task.language, **counts}
@@ -35,6 +38,13 @@ def evaluation_summary(
         },
         "paired": [_paired(by_backend, backends[0], other) for other in backends[1:]],
     }
+
+
+def digest_of(records: Sequence[EpisodeRecord]) -> str:
+    """16 hex digits of what follows from seeds alone: tasks, trials, outcomes, steps and executed
+    actions. Two evaluations of the same settings have the same, whoever played in what order."""
+    found = sorted((r.task, r.trial, r.outcome, r.steps, r.actions) for r in records)
+    return hashlib.blake2b(json.dumps(found).encode(), digest_size=8).hexdigest()
 
 
 def _counts(records: Sequence[EpisodeRecord]) -> dict[str, Any]:

@@ -20,13 +20,16 @@ from thor_policy_ros.evaluation.libero.settings import (
 from thor_policy_ros.evaluation.libero.simulator_process import SimulatorLostError, SimulatorProcess
 from thor_policy_ros.evaluation.verified_policy import PolicyChoice, open_policy, open_verified
 from thor_policy_ros.model.config import PolicyConfig
+from thor_policy_ros.runtime.verification import verification_json
 from thor_policy_ros.serving.inference_worker import Answer, InferenceWorker
 from thor_policy_ros.serving.served_policy import LocalPolicy, Request
 from thor_policy_ros.sim.libero.wire import ACTION_DIM, Task
-from thor_policy_ros.types import Observation
+from thor_policy_ros.types import Observation, Verification
 
 FILMED = ("failures", "all", "none")
 STATE_DIM = 8
+TOLD = ("cosine", "max_abs_error", "observations")
+"""Of a verification that passed, in an evaluation's summary."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,16 @@ class Plan:
 class SharedPolicy:
     """The policy of a plan in a thread of its own, for several episodes at once.
 
-    Loading raises what is wrong with checkpoint, config or backend.
+    Loading raises what is wrong with checkpoint, config or backend. facts: what the policy says
+    of itself, and under `verified` how it compared with the reference, None where the plan did
+    not ask.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._settings = plan.settings
+        compared: list[Verification] = []
         self._worker = InferenceWorker(
-            lambda: _opened(plan), max(1, plan.environments), time.perf_counter
+            lambda: _opened(plan, compared), max(1, plan.environments), time.perf_counter
         )
         try:
             policy = self._worker.opened.result()
@@ -69,7 +75,8 @@ class SharedPolicy:
         except BaseException:
             self.close()
             raise
-        self.facts: dict[str, Any] = dict(policy.facts())
+        verified = {n: verification_json(compared[0])[n] for n in TOLD} if compared else None
+        self.facts: dict[str, Any] = {**policy.facts(), "verified": verified}
         model = policy.config.model
         self._noise_shape = (model.action_horizon, model.action_dim)
 
@@ -163,10 +170,13 @@ def check_robot(config: PolicyConfig, settings: Settings) -> None:
         )
 
 
-def _opened(plan: Plan) -> LocalPolicy:
-    """In the policy's thread."""
+def _opened(plan: Plan, compared: list[Verification]) -> LocalPolicy:
+    """In the policy's thread. compared: gets what the verification found."""
     import torch
 
     torch.set_num_threads(plan.threads)
-    policy = open_verified(plan.choice)[0] if plan.verify else open_policy(plan.choice)
+    if not plan.verify:
+        return LocalPolicy(open_policy(plan.choice), plan.batch)
+    policy, found = open_verified(plan.choice)
+    compared.append(found)
     return LocalPolicy(policy, plan.batch)

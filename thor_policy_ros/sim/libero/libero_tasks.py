@@ -17,7 +17,7 @@ from typing import Any
 from thor_policy_ros.sim.libero.init_states import read_init_states
 from thor_policy_ros.sim.libero.robosuite_tasks import seen_of
 from thor_policy_ros.sim.libero.served_tasks import TasksRefusedError
-from thor_policy_ros.sim.libero.trial_resets import TrialResets
+from thor_policy_ros.sim.libero.trial_resets import OneEnvironment
 from thor_policy_ros.sim.libero.wire import CAMERA_PX, F64, Seen, Task
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -25,7 +25,7 @@ REPOSITORY = "https://github.com/Lifelong-Robot-Learning/LIBERO"
 
 
 class LiberoTasks:
-    """One suite of SUITES; one environment is open at a time."""
+    """One suite of SUITES."""
 
     def __init__(self, suite: str) -> None:
         self._folder = package_folder()
@@ -40,20 +40,11 @@ class LiberoTasks:
         )
         said = [f"{name} {version(name)}" for name in ("hf-libero", "robosuite", "mujoco")]
         self.simulator = ", ".join(said)
-        self._open: tuple[int, int] | None = None
         self._env: Any = None
-        self._resets: TrialResets | None = None
+        self._environment = OneEnvironment(lambda task: self._made(self._names[task]))
 
     def reset(self, task: int, trial: int, seed: int) -> Seen:
-        if self._open != (task, seed):
-            self._open = None
-            if self._env is not None:
-                self._env.close()
-            self._env = self._made(self._names[task])
-            self._resets = TrialResets(seed)
-            self._open = task, seed
-        assert self._resets is not None
-        self._resets.to(trial, self._env.reset)
+        self._env = self._environment.at(task, trial, seed)
         return seen_of(self._env.set_init_state(self._states[task][trial]))
 
     def step(self, action: F64) -> tuple[Seen, bool]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from thor_policy_ros.sim.libero.trial_resets import TrialResets
+from thor_policy_ros.sim.libero.trial_resets import OneEnvironment
 from thor_policy_ros.sim.libero.wire import CAMERA_PX, F64, Seen, Task
 
 SUITES: dict[str, tuple[Task, ...]] = {
@@ -26,7 +26,7 @@ CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 
 class RobosuiteTasks:
-    """One suite of SUITES; one environment is open at a time."""
+    """One suite of SUITES."""
 
     def __init__(self, suite: str) -> None:
         import robosuite
@@ -34,20 +34,11 @@ class RobosuiteTasks:
         self._robosuite = robosuite
         self.tasks: Sequence[Task] = SUITES[suite]
         self.simulator = f"robosuite {robosuite.__version__}, mujoco {version('mujoco')}"
-        self._open: tuple[int, int] | None = None
         self._env: Any = None
-        self._resets: TrialResets | None = None
+        self._environment = OneEnvironment(lambda task: self._made(self.tasks[task].name))
 
     def reset(self, task: int, trial: int, seed: int) -> Seen:
-        if self._open != (task, seed):
-            self._open = None
-            if self._env is not None:
-                self._env.close()
-            self._env = self._made(self.tasks[task].name)
-            self._resets = TrialResets(seed)
-            self._open = task, seed
-        assert self._resets is not None
-        self._resets.to(trial, self._env.reset)
+        self._env = self._environment.at(task, trial, seed)
         return seen_of(self._env._get_observations())
 
     def step(self, action: F64) -> tuple[Seen, bool]:

@@ -1,4 +1,5 @@
-"""Which reset a trial begins with: random numbers as if all trials had been played in order."""
+"""Which environment a trial is played in, and which reset it begins with: random numbers as if all
+trials had been played in order."""
 
 from __future__ import annotations
 
@@ -30,3 +31,30 @@ class TrialResets:
             reset()
             if number + 1 == len(self._before):
                 self._before.append(np.random.get_state())
+
+
+class OneEnvironment:
+    """The one environment that is open; another task or seed closes it and makes another.
+
+    make: of a task by its number; it has `reset` and `close`.
+    """
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self._make = make
+        self._open: tuple[int, int] | None = None
+        self._env: Any = None
+        self._resets: TrialResets | None = None
+
+    def at(self, task: int, trial: int, seed: int) -> Any:
+        """The task's environment after the reset of `trial`. What `make` raises is raised, and
+        nothing is open then."""
+        if self._open != (task, seed) or self._resets is None:
+            self._open = None
+            if self._env is not None:
+                self._env.close()
+                self._env = None
+            self._env = self._make(task)
+            self._resets = TrialResets(seed)
+            self._open = task, seed
+        self._resets.to(trial, self._env.reset)
+        return self._env
