@@ -13,13 +13,14 @@ import argparse
 import json
 import statistics
 import sys
-import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from kernel_cases import EXPERT_HIDDEN, EXPERT_WIDTH, HEAD_DIM, HEADS, HORIZON, ROWS
-from kernel_step import SHAPES, DenoiseStep
+from kernel_step import DenoiseStep
 from torch import Tensor
 
 from thor_policy_ros.backends.kernels import Weight, create_ops
@@ -40,9 +41,7 @@ class Layer(NamedTuple):
 class StackStep:
     """A `DenoiseStep` whose layers are one launch."""
 
-    def __init__(
-        self, step: DenoiseStep, device: torch.device, **macros: int
-    ) -> None:
+    def __init__(self, step: DenoiseStep, device: torch.device, **macros: int) -> None:
         self.step = step
         layers = [Layer(**weights) for weights in step.layers]
         fp8 = layers[0].qkv.scale is not None
@@ -58,9 +57,7 @@ class StackStep:
     def layers(self) -> None:
         """`hidden`, in place."""
         step = self.step
-        self.stack.run(
-            step.hidden, self.constants, self.keys, self.values, step.length, *step.rope
-        )
+        self.stack.run(step.hidden, self.constants, self.keys, self.values, step.length, *step.rope)
 
     def run(self, ops: Any) -> None:
         step = self.step
@@ -142,10 +139,8 @@ def phases(stack: ExpertStack, mhz: float) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--variants", nargs="*", default=["LIGHT=1"], metavar="MACRO=N,...")
-    parser.add_argument("--clocks", nargs="*", default=["LIGHT=1"], metavar="MACRO=N,...")
+    parser.add_argument("--variants", nargs="*", default=["CLOCKS=0"], metavar="MACRO=N,...")
     options = parser.parse_args()
-    device = torch.device("cuda")
     torch.backends.cuda.matmul.allow_tf32 = False
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
@@ -155,75 +150,68 @@ def main() -> int:
     good = True
     for fp8 in (False, True):
         name = "e4m3" if fp8 else "bf16"
-        entry: dict[str, Any] = {}
-        report[name] = entry
-        step = DenoiseStep(device, fp8, LAYERS)
-        ops = create_ops("triton", device, True)
-        single = step.rerun(ops)
-        single_hidden = step.hidden.clone()
-        graphs = {"single_kernels": captured(lambda: step.run(ops))}
-        kept = []  # graphs hold addresses alone
-        for variant in options.variants:
-            macros = {k: int(v) for k, v in (pair.split("=") for pair in variant.split(","))}
-            begun = time.perf_counter()
-            try:
-                stacked = StackStep(step, device, **macros)
-                stacked.rerun(ops)
-            except Exception as error:  # noqa: BLE001 - said, and the next one tried
-                entry[variant] = f"{type(error).__name__}: {error}"
-                print(variant, entry[variant], flush=True)
-                continue
-            torch.cuda.synchronize()
-            seconds = round(time.perf_counter() - begun, 2)
-            found = stacked.rerun(ops)
-            hidden = step.hidden.clone()
-            torch.cuda.synchronize()
-            repeats = [stacked.rerun(ops) for _ in range(50)]
-            torch.cuda.synchronize()
-            same = all(torch.equal(found, other) for other in repeats)
-            entry[variant] = {
-                "plan": {k: v for k, v in vars(stacked.stack.plan).items()},
-                "seconds_to_make": seconds,
-                "hidden_to_single_kernels": relative(hidden, single_hidden),
-                "actions_to_single_kernels": relative(found, single),
-                "bit_equal_50_times": same,
-                "failed": stacked.stack.failed,
-            }
-            print(name, variant, json.dumps(entry[variant]), flush=True)
-            good &= same and not stacked.stack.failed and entry[variant]["hidden_to_single_kernels"] < 0.05
-            if stacked.stack.failed:
-                continue
-            kept.append(stacked)
-            graphs[variant] = captured(lambda s=stacked: s.run(ops))
-            graphs[variant + " layers alone"] = captured(stacked.layers)
-            options.out.write_text(json.dumps(report, indent=1))
-        entry["step_us"] = replay_us(graphs)
-        print(name, entry["step_us"], flush=True)
-        for variant in options.clocks:
-            macros = {k: int(v) for k, v in (pair.split("=") for pair in variant.split(","))}
-            timed = StackStep(step, device, CLOCKS=1, **macros)
-            for _ in range(3):
-                timed.run(ops)
-            torch.cuda.synchronize()
-            us = replay_us({"x": captured(timed.layers)})["x"]
-            clocks = timed.stack.clocks
-            cycles = float((clocks[-1, 5, 3] - clocks[0, 0, 0]).double().median())
-            mhz = cycles / us
-            inside = {"cycles_per_us_if_all_were_inside": round(mhz), "with_clocks_us": us}
-            inside.update(phases(timed.stack, mhz))
-            entry[f"inside, {variant}"] = inside
-            print(variant, json.dumps(inside), flush=True)
+        report[name], right = measured(fp8, options.variants)
+        good &= right
+        print(name, json.dumps(report[name]), flush=True)
         options.out.write_text(json.dumps(report, indent=1))
-        # Not only one length: the suffix lies behind it.
-        step.length.fill_(301)
-        stacked = StackStep(step, device)
-        entry["other_length"] = relative(stacked.rerun(ops), step.rerun(ops))
-        print("length 301", entry["other_length"], flush=True)
-        good &= entry["other_length"] < 0.05
-        step.length.fill_(544)
-    options.out.write_text(json.dumps(report, indent=1))
-    print("right" if good else "WRONG", SHAPES.keys())
+    print("right" if good else "WRONG")
     return 0 if good else 1
+
+
+def measured(fp8: bool, variants: Sequence[str]) -> tuple[dict[str, Any], bool]:
+    """Everything of one kind of weights, and whether all was right. variants: macros that the
+    kernel is compiled with, while it is being worked on."""
+    device = torch.device("cuda")
+    step, ops = DenoiseStep(device, fp8, LAYERS), create_ops("triton", device, True)
+    graphs = {"single kernels": captured(partial(step.run, ops))}
+    entry: dict[str, Any] = {}
+    kept, good = [], True  # graphs hold addresses alone
+    for variant in variants:
+        macros = {k: int(v) for k, v in (pair.split("=") for pair in variant.split(","))}
+        stacked = StackStep(step, device, **macros)
+        entry[variant] = compared(stacked, ops)
+        good &= entry[variant]["right"]
+        if not stacked.stack.failed:
+            kept.append(stacked)
+            graphs[variant] = captured(partial(stacked.run, ops))
+            graphs[f"{variant}, layers alone"] = captured(stacked.layers)
+    entry["step_us"] = replay_us(graphs)
+    entry["inside"] = inside(step, ops, device)
+    # Not only one length: the suffix lies behind it.
+    step.length.fill_(301)
+    entry["length_301"] = compared(StackStep(step, device), ops)
+    return entry, good and entry["length_301"]["right"]
+
+
+def compared(stacked: StackStep, ops: Any) -> dict[str, Any]:
+    """Relative differences (norms) to the step of single kernels; equality of 50 runs."""
+    step = stacked.step
+    single = step.rerun(ops)
+    single_hidden = step.hidden.clone()
+    found = stacked.rerun(ops)
+    of_hidden = relative(step.hidden, single_hidden)
+    same = all(torch.equal(found, stacked.rerun(ops)) for _ in range(50))
+    failed = stacked.stack.failed
+    return {
+        "plan": vars(stacked.stack.plan).copy(),
+        "hidden_to_single_kernels": of_hidden,
+        "actions_to_single_kernels": relative(found, single),
+        "bit_equal_50_times": same,
+        "failed": failed,
+        "right": same and not failed and of_hidden < 0.02,
+    }
+
+
+def inside(step: DenoiseStep, ops: Any, device: torch.device) -> dict[str, Any]:
+    """Where the time goes. Cycles are turned into microseconds by the whole kernel's time."""
+    timed = StackStep(step, device, CLOCKS=1)
+    for _ in range(3):
+        timed.run(ops)
+    torch.cuda.synchronize()
+    us = replay_us({"layers": captured(timed.layers)})["layers"]
+    clocks = timed.stack.clocks
+    cycles = float((clocks[-1, 5, 3] - clocks[0, 0, 0]).double().median())
+    return {"with_clocks_us": us, **phases(timed.stack, cycles / us)}
 
 
 if __name__ == "__main__":

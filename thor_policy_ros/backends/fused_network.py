@@ -146,9 +146,7 @@ class Flow(NamedTuple):
     gains: Tensor
 
 
-def euler_step(
-    expert: Expert, flow: Flow, constants: StepConstants, step: int, steps: int
-) -> None:
+def euler_step(expert: Expert, flow: Flow, constants: StepConstants, step: int, steps: int) -> None:
     """From the expert's hidden states to the actions after step number `step` of `steps`."""
     expert.ops.euler_step(
         flow.actions,
@@ -163,9 +161,7 @@ def euler_step(
     )
 
 
-def integrate(
-    expert: Expert, flow: Flow, table: Sequence[StepConstants], place: Place
-) -> None:
+def integrate(expert: Expert, flow: Flow, table: Sequence[StepConstants], place: Place) -> None:
     """All steps: noise in `flow.actions` becomes actions. table: one entry for each step."""
     for step, constants in enumerate(table):
         expert_hidden(expert, flow.actions, constants, place, flow.hidden)

@@ -3,49 +3,61 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 
 import torch
 
+from thor_policy_ros.backends.fused_steps import row_size
 from thor_policy_ros.backends.fused_weights import FusedModel
 from thor_policy_ros.backends.kernels.capability import limits_of
-from thor_policy_ros.backends.kernels.expert_stack import (
-    CLUSTERS,
-    ExpertStack,
-    StackPlan,
-    stack_plan,
-)
+from thor_policy_ros.backends.kernels.expert_stack import ExpertStack, StackPlan, stack_plan
+from thor_policy_ros.backends.kernels.weights import rope_halves
 
 NEEDED = ("cuda.core", "cuda.bindings")
+_SINGLE = "a kernel for each product of a denoise step"
+_log = logging.getLogger(__name__)
 
 
 def stack_of(model: FusedModel) -> tuple[ExpertStack | None, str]:
-    """On the model's GPU, and a note that says which it is: one launch a step, or why not."""
+    """On the model's GPU, after one launch for trial; and a note of which it is, or why not."""
     lacks = missing(model)
     if lacks:
-        return None, f"a kernel for each product of a denoise step ({lacks})"
-    for cluster in CLUSTERS:
-        plan = _plan(model, cluster)
-        if plan is None or plan.cluster > cluster:
-            continue
-        stack = ExpertStack(plan, model.expert.layers, model.device)
-        if stack.fits:
-            return stack, f"one launch a denoise step, on {plan.blocks} multiprocessors"
-    return None, "a kernel for each product of a denoise step (the GPU cannot hold all blocks of one)"
+        return None, f"{_SINGLE}: {lacks}"
+    try:
+        stack = _tried(model)
+    except Exception as error:  # noqa: BLE001 - whatever compiler or driver refuses, single kernels run
+        _log.exception("the expert's layers as one launch were refused")
+        return None, f"{_SINGLE}: one launch was refused ({type(error).__name__}: {error})"
+    return stack, f"one launch a denoise step, on {stack.plan.blocks} multiprocessors"
 
 
 def missing(model: FusedModel) -> str:
     """Why there is no stack for this model here, '' where there is."""
-    packages = [name for name in NEEDED if not _is_there(name)]
-    if packages:
-        return "the package cuda-core is not installed"
+    if not all(_is_there(name) for name in NEEDED):
+        return "one launch for all of them wants the packages cuda-core and cuda-bindings"
     if model.dtype != torch.bfloat16:
         return f"one launch for all of them computes in bfloat16, not {model.dtype}"
-    if _plan(model, CLUSTERS[-1]) is None:
+    if _plan(model) is None:
         return "one launch for all of them is made for other sizes or another GPU"
     return ""
 
 
-def _plan(model: FusedModel, cluster: int) -> StackPlan | None:
+def _tried(model: FusedModel) -> ExpertStack:
+    """RuntimeError where its result is not finite."""
+    plan, device = _plan(model), model.device
+    assert plan is not None
+    stack = ExpertStack(plan, model.expert.layers, device)
+    hidden = torch.zeros(plan.rows, plan.width, device=device, dtype=model.dtype)
+    keys = torch.zeros(plan.layers, plan.keys, plan.head_dim, device=device, dtype=model.dtype)
+    constants = torch.zeros(row_size(model.expert), device=device)
+    length = torch.ones(1, device=device, dtype=torch.int32)
+    stack.run(hidden, constants, keys, keys, length, *rope_halves(plan.keys, plan.head_dim, device))
+    if not bool(hidden.isfinite().all()):
+        raise RuntimeError("a trial with zeros gave what is not finite")
+    return stack
+
+
+def _plan(model: FusedModel) -> StackPlan | None:
     config = model.config
     expert = config.action_expert
     if expert.num_kv_heads != 1:
@@ -60,7 +72,6 @@ def _plan(model: FusedModel, cluster: int) -> StackPlan | None:
         config.max_prefix_len + config.action_horizon,
         fp8=model.expert.layers[0].qkv.scale is not None,
         limits=limits_of(model.device),
-        cluster=cluster,
     )
 
 

@@ -91,24 +91,8 @@ constexpr int STATISTICS = ROWS * WARPS;
 constexpr int RESIDUAL = OUT_TILES * ROWS * TILE;
 
 
-// When the stream is asked for more. gate-up and down multiply two thirds of a layer's weights within
-// a quarter of its time, and share the way out of the L2 cache with the widest activations: so, where
-// a block has one group of tiles of each product, what they took is asked for during attention, and
-// only what the next product lacks at once. Elsewhere what was taken is asked for again at once.
 constexpr int chunks(int inputs, int tiles) { return inputs / (WARPS * TAKEN) * tiles; }
-constexpr int TAKES_QKV = chunks(WIDTH, QKV_TILES), TAKES_O = chunks(ATTENDED, OUT_TILES);
-constexpr int TAKES_GATE_UP = chunks(WIDTH, GATE_UP_TILES), TAKES_DOWN = chunks(HIDDEN, OUT_TILES);
-constexpr int TAKES = TAKES_QKV + TAKES_O + TAKES_GATE_UP + TAKES_DOWN;
-constexpr bool PLANNED = QKV_TILES == QKV_GROUP && GATE_UP_TILES == GATE_UP_GROUP &&
-                         OUT_TILES == 1 && TAKES_GATE_UP <= DEPTH && TAKES_DOWN <= DEPTH;
-constexpr int AFTER_GATE_UP = PLANNED ? larger(0, TAKES_DOWN - (DEPTH - TAKES_GATE_UP)) : 0;
-constexpr int BEFORE_DOWN = DEPTH - TAKES_GATE_UP + AFTER_GATE_UP;
-constexpr int AFTER_DOWN = PLANNED ? larger(0, TAKES_QKV - (BEFORE_DOWN - TAKES_DOWN)) : 0;
-constexpr int AT_FIRST = PLANNED ? BEFORE_DOWN - TAKES_DOWN + AFTER_DOWN : DEPTH;
-constexpr int ROOM = PLANNED ? DEPTH - (AT_FIRST - TAKES_QKV) : 0;
-constexpr int AFTER_QKV = (ROOM + 2) / 3, FOR_SCORES = (ROOM - AFTER_QKV + 1) / 2;
-constexpr int FOR_VALUES = ROOM - AFTER_QKV - FOR_SCORES;
-constexpr int AFTER_O = PLANNED ? TAKES_O : 0;
+constexpr int CHUNKS = chunks(WIDTH, QKV_TILES + GATE_UP_TILES) + chunks(ATTENDED + HIDDEN, OUT_TILES);
 
 static_assert(LAYERS % 2 == 0, "buffers change with each layer and must come out even");
 static_assert(HEADS * 2 == WARPS && HEAD_DIM == 256, "a warp scores half a head");
@@ -241,12 +225,12 @@ struct Stream {
   const char* from;  // of the block
   u32 next, end;     // what this thread asks for next, and where that ends
   u32 first, last;   // its slots in shared memory
-  u32 taken, filled; // the slot to be taken next, and to be filled next
+  u32 taken, filled;  // the slot to be taken next, and to be filled next
   u64 policy;
 
   __device__ inline u32 after(u32 at) const { return at == last ? first : at + SLOT; }
 
-  // The next COUNT chunks.
+  // The next COUNT chunks, into the slots of those taken last.
   template <int COUNT>
   __device__ inline void ask() {
 #pragma unroll
@@ -262,11 +246,10 @@ struct Stream {
     }
   }
 
-  // COUNT chunks of HELD that were asked for and not taken yet.
-  template <int HELD, int COUNT>
+  // The next COUNT chunks; whoever takes them asks for as many.
+  template <int COUNT>
   __device__ inline void take(uint4 (&chunks)[COUNT]) {
-    static_assert(HELD >= COUNT, "nothing is taken that was not asked for");
-    asm volatile("cp.async.wait_group %0;" ::"n"(HELD - COUNT) : "memory");
+    asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - COUNT) : "memory");
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -278,13 +261,8 @@ struct Stream {
   }
 };
 
-template <int N>
-struct Number {
-  static constexpr int value = N;
-};
-
 // TILES tiles' sums over this warp's share of K, of which it has PIECES of 16 bytes of every row.
-template <int HELD, int TILES, int PIECES>
+template <int TILES, int PIECES>
 __device__ inline void add_tiles(Stream& stream, const uint4 (&first)[PIECES],
                                  const uint4 (&second)[PIECES], float (&sums)[TILES][4]) {
   constexpr int CHUNKS = PIECES * 32 / TAKEN;
@@ -295,10 +273,10 @@ __device__ inline void add_tiles(Stream& stream, const uint4 (&first)[PIECES],
   for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
     for (int i = 0; i < 4; i++) sums[tile][i] = odd[tile][i] = 0;
-  auto part = [&](auto position) {
-    constexpr int begin = position.value;
+#pragma unroll
+  for (int begin = 0; begin < TILES * CHUNKS; begin += AT_ONCE) {
     uint4 chunks[AT_ONCE];
-    stream.take<PLANNED ? HELD - begin : DEPTH>(chunks);
+    stream.take(chunks);
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
       const int tile = (begin + i) / CHUNKS, c = (begin + i) % CHUNKS;
@@ -317,11 +295,8 @@ __device__ inline void add_tiles(Stream& stream, const uint4 (&first)[PIECES],
       multiply(odd[tile], first[c].z, second[c].z, first[c].w, second[c].w, w.z, w.w);
 #endif
     }
-    if (!PLANNED) stream.ask<AT_ONCE>();
-  };
-  part(Number<0>());
-  if constexpr (TILES * CHUNKS > AT_ONCE) part(Number<AT_ONCE>());
-  static_assert(TILES * CHUNKS <= 2 * AT_ONCE, "a take or two");
+    stream.ask<AT_ONCE>();
+  }
 #pragma unroll
   for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
@@ -441,7 +416,7 @@ struct Block {
   bool asks, has_second;
 
   // TILES tiles of the product at hand.
-  template <int HELD, int TILES, int PIECES>
+  template <int TILES, int PIECES>
   __device__ inline void tiles(float* parts, const uint4 (&first)[PIECES],
                                const uint4 (&second)[PIECES]) {
     constexpr int CHUNKS = PIECES * 32 / TAKEN;  // of a tile
@@ -449,19 +424,13 @@ struct Block {
                             : TILES % 3 == 0 && CHUNKS == 1 ? 3
                             : TILES % 2 == 0 && CHUNKS <= 2 ? 2
                                                             : 1;
-    some_tiles<HELD, TILES, AT_ONCE, 0, PIECES>(parts, first, second);
-  }
-
-  template <int HELD, int TILES, int AT_ONCE, int BEGIN, int PIECES>
-  __device__ inline void some_tiles(float* parts, const uint4 (&first)[PIECES],
-                                    const uint4 (&second)[PIECES]) {
-    float sums[AT_ONCE][4];
-    add_tiles<HELD, AT_ONCE, PIECES>(stream, first, second, sums);
 #pragma unroll
-    for (int i = 0; i < AT_ONCE; i++) put_part<TILES>(parts, warp, BEGIN + i, lane, sums[i]);
-    if constexpr (BEGIN + AT_ONCE < TILES)
-      some_tiles<HELD - AT_ONCE * (PIECES * 32 / TAKEN), TILES, AT_ONCE, BEGIN + AT_ONCE, PIECES>(
-          parts, first, second);
+    for (int tile = 0; tile < TILES; tile += AT_ONCE) {
+      float sums[AT_ONCE][4];
+      add_tiles<AT_ONCE, PIECES>(stream, first, second, sums);
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++) put_part<TILES>(parts, warp, tile + i, lane, sums[i]);
+    }
   }
 };
 
@@ -491,7 +460,7 @@ __device__ inline void receive_normed(Block& me, uint4 (&first)[NORMED], uint4 (
 }
 
 // The end of a residual block: x += gate * (y @ w.T), for this block's own columns.
-template <int K, int HELD, int ASKED>
+template <int K>
 __device__ inline void residual_product(Block& me, const char* y, const float* gates,
                                         const float* row_scale, float2* residual, char* to,
                                         bool in_panels, int layer, int phase, long long* clocks) {
@@ -517,8 +486,7 @@ __device__ inline void residual_product(Block& me, const char* y, const float* g
                       y + panel_at(me.row, me.warp * (K / WARPS) + 8 * me.quarter), PANEL, 8 * 64,
                       me.asks, me.has_second, me.patience);
     MARK(1)
-    me.tiles<HELD, 1, PIECES>(me.parts_b, first, second);
-    me.stream.ask<ASKED>();
+    me.tiles<1, PIECES>(me.parts_b, first, second);
     MARK(2)
     __syncthreads();
     const float2 sum = pair.sum(me.parts_b);
@@ -559,7 +527,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   me.patience.failed = failed;
 
   Stream& stream = me.stream;
-  constexpr u32 STREAM = (u32)LAYERS * TAKES * SLOT;
+  constexpr u32 STREAM = (u32)LAYERS * CHUNKS * SLOT;
   stream.from = weights + (u64)block * STREAM;
   stream.next = 16 * threadIdx.x;
   stream.end = STREAM;
@@ -571,7 +539,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   stream.last = stream.first + (DEPTH - 1) * SLOT;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(stream.policy));
 #pragma unroll 1
-  for (int i = 0; i < AT_FIRST; i++) stream.ask<1>();
+  for (int i = 0; i < DEPTH; i++) stream.ask<1>();
 
   const int length = min(*length_ptr, KEYS - ROWS);
   // Keys of the prefix, then those of the actions from a multiple of 16 on.
@@ -630,8 +598,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
           receive_normed(me, first, second, layer == 0 ? hidden : set + AT_X0, layer > 0,
                          of_layer + AT_SCALE1);
         MARK(1)
-        me.tiles<AT_FIRST, QKV_GROUP, NORMED>(me.parts_a, first, second);
-        stream.ask<AFTER_QKV>();
+        me.tiles<QKV_GROUP, NORMED>(me.parts_a, first, second);
         MARK(2)
         __syncthreads();
 #pragma unroll
@@ -665,7 +632,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
     {  // scores of every head, 8 keys at a time
       PHASE(1) MARK(0)
-      stream.ask<FOR_SCORES>();
       const int head = me.warp >> 1, begin = (me.warp & 1) * HALF + 8 * me.quarter;
       const int tiles = prefix_tiles + OWN_TILES;
 #pragma unroll 1
@@ -730,7 +696,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
     {  // softmax, and 16 columns of V of one head
       PHASE(2) MARK(0)
-      stream.ask<FOR_VALUES>();
 #pragma unroll 1
       for (int item = block; item < HEADS * VALUE_PARTS; item += BLOCKS) {
         const int head = item / VALUE_PARTS, column = item % VALUE_PARTS * 16;
@@ -880,7 +845,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (int i = block * HELPERS + threadIdx.x - 32 * BUSY; i < used; i += BLOCKS * HELPERS)
           reinterpret_cast<uint4*>(other)[i] = clear;
       }
-      residual_product<ATTENDED, DEPTH, AFTER_O>(me, set + AT_Y, of_layer + AT_GATE1, rows_of_layer + AT_ROW_O,
+      residual_product<ATTENDED>(me, set + AT_Y, of_layer + AT_GATE1, rows_of_layer + AT_ROW_O,
                                  residual, set + AT_X1, true, layer, 3, clocks);
       // What was cleared is so before anything of this block lets the next layer begin.
       if (me.warp >= BUSY) asm volatile("fence.acq_rel.gpu;" ::: "memory");
@@ -912,8 +877,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (group == 0)
           receive_normed(me, first, second, set + AT_X1, true, of_layer + AT_SCALE2);
         MARK(1)
-        me.tiles<DEPTH, GATE_UP_GROUP, NORMED>(me.parts_a, first, second);
-        stream.ask<AFTER_GATE_UP>();
+        me.tiles<GATE_UP_GROUP, NORMED>(me.parts_a, first, second);
         MARK(2)
         __syncthreads();
 #pragma unroll
@@ -937,7 +901,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     {
       PHASE(5) MARK(0)
       const bool last = layer + 1 == LAYERS;
-      residual_product<HIDDEN, BEFORE_DOWN, AFTER_DOWN>(me, set + AT_G, of_layer + AT_GATE2, rows_of_layer + AT_ROW_DOWN,
+      residual_product<HIDDEN>(me, set + AT_G, of_layer + AT_GATE2, rows_of_layer + AT_ROW_DOWN,
                                residual, last ? hidden : other + AT_X0, !last, layer, 5, clocks);
       MARK(3)
     }

@@ -4,7 +4,8 @@ One block a multiprocessor, for a whole denoise step; each thread streams its ow
 weights through shared memory, and blocks hand activations to each other without barriers. The
 weights are packed once: for each block one run of bytes, in the order in which it multiplies them.
 
-Letters: L layers, M rows (actions), W width, N outputs, K inputs, D head dim, R rows of a K,V buffer.
+Letters: L layers, M rows (actions), W width, N outputs, K inputs, D head dim, R rows of a K,V
+buffer.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from thor_policy_ros.backends.kernels.capability import DeviceLimits
+from thor_policy_ros.backends.kernels.target import require_contiguous
 from thor_policy_ros.backends.kernels.tiles import ceil_div
 from thor_policy_ros.backends.kernels.weights import Weight
 
@@ -282,11 +285,6 @@ class ExpertStack:
         return self._clocks
 
     @property
-    def fits(self) -> bool:
-        """Whether the device can hold all blocks at once, as they wait for each other."""
-        return self._kernel.fits
-
-    @property
     def failed(self) -> bool:
         """Whether a block ever gave up waiting for another: every result since then is NaN."""
         return bool(self._failed.item())
@@ -310,8 +308,16 @@ class ExpertStack:
         constants: f32 row of `fused_steps.step_rows`; keys, values [L,...,R,D] of the prefix,
         of which the first `length` (i32[1]) rows count and nothing is written.
         """
-        from numpy import float32
-
+        plan = self.plan
+        require_contiguous(hidden=hidden, constants=constants, keys=keys, values=values)
+        require_contiguous(length=length, cos=cos, sin=sin)
+        wanted = (plan.rows, plan.width), (plan.keys, plan.head_dim)
+        got = tuple(hidden.shape), tuple(keys.shape[-2:])
+        if got != wanted or hidden.dtype != torch.bfloat16:
+            raise ValueError(
+                f"this kernel was made for bfloat16 hidden {wanted[0]} and keys {wanted[1]}, got"
+                f" {hidden.dtype} {got[0]} and {got[1]}"
+            )
         self._kernel(
             self._weights.data_ptr(),
             constants.data_ptr(),
@@ -323,7 +329,7 @@ class ExpertStack:
             length.data_ptr(),
             cos.data_ptr(),
             sin.data_ptr(),
-            float32(math.log2(math.e) / math.sqrt(self.plan.head_dim)),
+            np.float32(math.log2(math.e) / math.sqrt(plan.head_dim)),
             self._failed.data_ptr(),
             self._clocks.data_ptr(),
         )
@@ -356,12 +362,6 @@ class _Kernel:
             shmem_size=wanted,
             is_cooperative=bool(macros.get("COOPERATIVE", 1)),
         )
-
-    @property
-    def fits(self) -> bool:
-        """See `ExpertStack.fits`."""
-        properties = torch.cuda.get_device_properties(self._index)
-        return bool(self._plan.blocks <= properties.multi_processor_count)
 
     def __call__(self, *args: Any) -> None:
         from cuda.core import launch
