@@ -1,4 +1,5 @@
-"""All layers of the action expert in one launch: weights that never stop coming (expert_stack.cu).
+"""All layers of the action expert in one launch: weights that never stop coming
+(cuda_source/expert_stack.cu).
 
 One block a multiprocessor, for a whole denoise step; each thread streams its own share of all
 weights through shared memory, and blocks hand activations to each other without barriers. The
@@ -26,7 +27,7 @@ from thor_policy_ros.backends.kernels.target import require_contiguous
 from thor_policy_ros.backends.kernels.tiles import ceil_div
 from thor_policy_ros.backends.kernels.weights import Weight
 
-SOURCE = Path(__file__).with_suffix(".cu")
+SOURCE = Path(__file__).parent / "cuda_source" / "expert_stack.cu"
 WARPS = 16
 TILE = 8
 SLOT = 16 * 32 * WARPS
@@ -186,6 +187,7 @@ def compiled(plan: StackPlan, capability: tuple[int, int], **macros: int) -> byt
     options = ProgramOptions(
         arch=f"sm_{capability[0]}{capability[1]}",
         std="c++17",
+        include_path=str(SOURCE.parent),
         device_as_default_execution_space=True,
         define_macro=[(name, str(value)) for name, value in defined.items()],
     )
