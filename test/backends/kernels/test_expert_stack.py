@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,7 +193,14 @@ def test_it_compiles_for_every_generation(
 class Subject:
     """Layers, constants and a prefix of random numbers, and the same in float32."""
 
-    def __init__(self, rows: int, fp8: bool, keys: int = 978, layers: int = 18) -> None:
+    def __init__(
+        self,
+        rows: int,
+        fp8: bool,
+        keys: int = 978,
+        layers: int = 18,
+        multiprocessors: int | None = None,
+    ) -> None:
         self.device = torch.device("cuda")
         self.generator = torch.Generator(self.device).manual_seed(rows)
         normal = self.normal
@@ -210,7 +218,9 @@ class Subject:
         self.values = normal(layers, 1, 1, keys, HEAD_DIM).bfloat16()
         self.tables = rope_halves(keys, HEAD_DIM, self.device)
         self.length = torch.zeros(1, dtype=torch.int32, device=self.device)
-        plan = plan_for(limits_of(self.device), fp8, rows, layers, keys)
+        limits = limits_of(self.device)
+        limits = replace(limits, multiprocessors=multiprocessors or limits.multiprocessors)
+        plan = plan_for(limits, fp8, rows, layers, keys)
         assert plan is not None
         self.stack = ExpertStack(plan, self.layers, self.device)
 
@@ -272,6 +282,22 @@ def test_a_step_is_that_of_float32(gpu: None, rows: int, fp8: bool) -> None:
         assert difference(found, wanted) < 0.02, length
         assert torch.equal(found, subject.run(x_t, length)), length
     assert not subject.stack.failed
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("multiprocessors", [20, 16, 48])
+@FP8
+def test_few_multiprocessors_have_several_groups_of_tiles(
+    gpu: None, multiprocessors: int, fp8: bool
+) -> None:
+    """As Thor and Orin would run it, on whatever GPU there is."""
+    subject = Subject(10, fp8, multiprocessors=multiprocessors)
+    assert subject.stack.plan.blocks <= multiprocessors
+    x_t = subject.normal(10, 32)
+    for length in (544, 17, 960):
+        found, wanted = subject.run(x_t, length), subject.exactly(x_t, length)
+        assert difference(found, wanted) < 0.02, length
+        assert torch.equal(found, subject.run(x_t, length)), length
 
 
 @pytest.mark.gpu
