@@ -203,9 +203,16 @@ def test_measured_over_floor_takes_the_settings_of_the_bench_file(tmp_path: Path
         report("--device", "h200", "--bench", str(path), "--cameras", "1")
 
 
-def test_the_tables_name_what_they_show(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_tables_name_what_they_show(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = bench_file(tmp_path / "bench.json")
     assert main(["roofline", "--device", "h200", "--bench", str(path)]) == 0
     out = capsys.readouterr().out
     for wanted in ("743 TFLOP/s in bf16", "140 prefix tokens", "last layer: K, V", "x)"):
         assert wanted in out
+    stored = Path(__file__).parents[2] / "benchmarks" / "results" / "bench_latency_h200.json"
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["roofline", "--device", "h200", "--bench", str(stored)]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out and "87.70 (18.2x)" in out, "five backends fit a terminal"

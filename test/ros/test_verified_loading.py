@@ -26,7 +26,11 @@ from thor_policy_ros.ros import policy_node
 from thor_policy_ros.ros.diagnostics import ERROR, OK
 from thor_policy_ros.ros.policy_node import PolicyNode
 from thor_policy_ros.ros.verified_loading import LoadRequest, References, load_policy
-from thor_policy_ros.types import BackendSpec, VerificationFailedError
+from thor_policy_ros.types import (
+    BackendSpec,
+    BackendUnavailableError,
+    VerificationFailedError,
+)
 
 FAKE = "fake"
 Change = Callable[[PyTorchBackend], None]
@@ -92,6 +96,15 @@ def test_the_reference_is_run_and_freed_before_the_engine_loads_and_only_once(
         *["load fake float32", "close fake"] * 2,
     ]
     assert said.count("verifying against the float32 reference") == 2
+
+
+def test_what_cannot_run_here_is_told_before_the_reference_is_loaded(
+    arm_checkpoint: Path, engine: Spy
+) -> None:
+    engine.missing = lambda: ("package warp_drive 9",)
+    with pytest.raises(BackendUnavailableError, match="missing: package warp_drive 9"):
+        load_policy(request(arm_checkpoint, FAKE), References(), lambda _: None)
+    assert engine.events == []
 
 
 def test_float32_pytorch_is_its_own_reference_and_serves_later_loads(

@@ -134,6 +134,8 @@ def test_the_public_function_takes_observations_and_is_reproducible(tmp_path: Pa
         first = thor_policy_ros.verify_backend_engine(policy, seen, ref)
         assert first.ok and first.observations == 2 and first.backend == "pytorch"
         assert first == verify_backend_engine(policy, seen, ref)
+        alone = verify_backend_engine(policy, seen[0], ref)
+        assert alone == verify_backend_engine(policy, seen[:1], ref) and alone.observations == 1
         with pytest.raises(ValueError, match="at least 1 observation"):
             verify_backend_engine(policy, [], ref)
 

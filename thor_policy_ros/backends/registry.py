@@ -131,6 +131,15 @@ def availability(name: str) -> tuple[str, ...]:
     return _engine_module(spec_of(name)).missing()
 
 
+def require_available(name: str) -> None:
+    """Raises BackendUnavailableError with what is missing to run the named backend here."""
+    missing = availability(name)
+    if missing:
+        raise BackendUnavailableError(
+            f"backend {name!r} cannot run here; missing: {'; '.join(missing)}"
+        )
+
+
 def create_backend(
     name: str,
     checkpoint: Path | str,
@@ -149,11 +158,7 @@ def create_backend(
     spec = spec_of(name)
     if spec is REMOTE:
         raise ValueError(f"backend {name!r} is no engine: use serving.remote_policy.RemotePolicy")
-    missing = availability(name)
-    if missing:
-        raise BackendUnavailableError(
-            f"backend {name!r} cannot run here; missing: {'; '.join(missing)}"
-        )
+    require_available(name)
     chosen = {"options": options} if options and ENGINES[spec.engine].takes_options else {}
     engine = _engine_module(spec).load(spec, checkpoint, config, device, dtype, **chosen)
     return _pipelined(engine) if spec.pipelined else engine

@@ -252,15 +252,22 @@ def _parts_table(parts: list[dict[str, Any]]) -> Table:
 
 
 def _stages_table(report: Mapping[str, Any]) -> Table:
-    names = [f"{row['backend']} {row['dtype']}" for row in report["measured"]]
-    title = "p50 in ms, and how many floors it is" if names else ""
-    table = figure_table(("stage",), ("floor ms", *names), title)
-    for stage, floor in report["floor_ms"].items():
+    """The floor of each stage; beside a bench file a line for each backend that it measured."""
+    measured, floors = report["measured"], report["floor_ms"]
+    if not measured:
+        table = figure_table(("stage",), ("floor ms",))
+        for stage, floor in floors.items():
+            table.add_row(stage, f"{floor:.3f}")
+        return table
+    stages = [name for name in floors if any(name in row["p50_ms"] for row in measured)]
+    table = figure_table(("",), stages, "p50 in ms, and how many floors it is")
+    table.add_row("floor", *(f"{floors[stage]:.3f}" for stage in stages))
+    for row in measured:
         cells = [
             f"{row['p50_ms'][stage]:.2f} ({row['over_floor'][stage]:.1f}x)"
             if stage in row["p50_ms"]
             else ""
-            for row in report["measured"]
+            for stage in stages
         ]
-        table.add_row(stage, f"{floor:.3f}", *cells)
+        table.add_row(f"{row['backend']}\n{row['dtype']}", *cells)
     return table

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thor_policy_ros.backends.registry import REMOTE
+from thor_policy_ros.backends.registry import REMOTE, require_available
 from thor_policy_ros.ros.parameters import NodeParameters
 from thor_policy_ros.ros.remote_parameters import RemoteServer
 from thor_policy_ros.ros.writable_places import name_torch_cache, place_kernel_cache
@@ -156,6 +156,7 @@ def load_policy(request: LoadRequest, references: References, say: Say) -> Loade
 
     if request.cpu_threads:
         torch.set_num_threads(request.cpu_threads)
+    require_available(request.backend)  # before the reference, which takes minutes on a CPU
     _check_files(request, say)
     references.make(request, say)
     say(f"loading {Path(request.checkpoint).name} ({_weights_mb(request.checkpoint):.1f} MB)")

@@ -43,7 +43,7 @@ class ReferenceFrame:
 
 def verify_backend_engine(
     policy: Policy,
-    observations: Sequence[Observation | EngineInputs],
+    observations: Observation | EngineInputs | Sequence[Observation | EngineInputs],
     reference_policy: Policy,
     thresholds: Thresholds | None = None,
     *,
@@ -51,11 +51,13 @@ def verify_backend_engine(
 ) -> Verification:
     """Compares the policy's engine with the reference's.
 
-    observations: Observation, or EngineInputs with noise and step count of their own; noise
-    for the others is drawn from `seed`. thresholds: None takes those of the policy's precision.
-    The thread that owns both backends calls this. Raises ValueError without observations and
-    what the engines raise.
+    observations: one or several, each an Observation, or EngineInputs with noise and step count
+    of their own; noise for the others is drawn from `seed`. thresholds: None takes those of the
+    policy's precision. The thread that owns both backends calls this. Raises ValueError without
+    observations and what the engines raise.
     """
+    if isinstance(observations, Observation | EngineInputs):
+        observations = [observations]
     inputs = _all_inputs(reference_policy, observations, seed)
     return verify_frames(policy, reference_frames(reference_policy, inputs), thresholds)
 
