@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -100,6 +101,11 @@ def judge(
         if (np.where(whole, change, 0.0) > acceleration[limited] * ROUNDING + 0.01).any():
             failures.append(f"acceleration {change_peak:.2f} exceeds its limit")
     return speed_peak, change_peak, moved, failures
+
+
+def without_numbers(message: str) -> str:
+    """The message without its numbers, which change every time."""
+    return re.sub(r"[0-9.]+", "#", message)
 
 
 HEADER = (

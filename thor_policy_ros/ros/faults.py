@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ import rclpy
 
 from thor_policy_ros.ros.demo import isolate
 from thor_policy_ros.ros.diagnostics import OK
-from thor_policy_ros.ros.fault_record import FaultResult, judge, table
+from thor_policy_ros.ros.fault_record import FaultResult, judge, table, without_numbers
 from thor_policy_ros.ros.fault_rig import FaultRig
 from thor_policy_ros.ros.fault_scenarios import SCENARIOS, Scenario
 from thor_policy_ros.ros.link_fault_rig import two_host_rig
@@ -58,7 +57,7 @@ def run_scenario(rig: FaultRig, scenario: Scenario) -> FaultResult:
     rig.seen.clear()
     rig.said.clear()
     rig.spin(BASELINE_S)
-    usual = {(status.name, _without_numbers(status.message)) for _, status in rig.seen}
+    usual = {(status.name, without_numbers(status.message)) for _, status in rig.seen}
     begun_s = time.monotonic()
     scenario.begin(rig)
     while time.monotonic() < begun_s + scenario.lasts_s:
@@ -84,18 +83,13 @@ def _look(rig: FaultRig, result: FaultResult, usual: set[tuple[str, str]], begun
     """The first thing out of the ordinary that was said."""
     said = [(at_s, text) for at_s, text in rig.said if at_s >= begun_s]
     for at_s, status in rig.seen:
-        kind = (status.name, _without_numbers(status.message))
+        kind = (status.name, without_numbers(status.message))
         odd = status.level != OK and kind not in usual
         if at_s >= begun_s and odd and not any(w in status.message for w in UNREMARKABLE):
             said.append((at_s, f"{status.name}: {status.message}"))
     if said:
         at_s, result.saw = min(said)
         result.saw_s = at_s - begun_s
-
-
-def _without_numbers(message: str) -> str:
-    """The message without its numbers, which change every time."""
-    return re.sub(r"[0-9.]+", "#", message)
 
 
 def run_all(scenarios: Sequence[Scenario]) -> list[FaultResult]:
