@@ -6,6 +6,7 @@ comes out. A test holds that every note and every fault that the doctor knows is
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -143,7 +144,8 @@ def _files() -> Iterator[Check]:
         (folder / "empty").mkdir()
         broken = folder / "tokenizer.model"
         broken.write_bytes(b"no sentencepiece model")
-        for path, tokenizer in ((folder / "empty", None), (DEMO, broken), (_bare(folder), None)):
+        folders = (folder / "empty", None), (DEMO, broken), (_bare(folder), None)
+        for path, tokenizer in (*folders, (_changed(folder), None)):
             for check in check_files(path, "", tokenizer):
                 says, do = (text.replace(name, "FOLDER") for text in (check.says, check.do))
                 yield replace(check, says=says, do=do)
@@ -151,6 +153,14 @@ def _files() -> Iterator[Check]:
     cache = Path("engines")
     yield check_engines(cache, [engine], [], "tensorrt", "sm_110")
     yield check_engines(cache, [engine], ["engines/vision.engine is cut off"], "tensorrt", "sm_110")
+
+
+def _changed(folder: Path) -> Path:
+    """The demo with another config than its checksums say."""
+    changed = Path(shutil.copytree(DEMO, folder / "changed"))
+    with (changed / "config.json").open("a") as file:
+        file.write(" ")
+    return changed
 
 
 def _bare(folder: Path) -> Path:
