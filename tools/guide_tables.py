@@ -66,7 +66,8 @@ def fault_table(file: str = "faults.json") -> str:
     from thor_policy_ros.ros.fault_record import table
 
     stored = guide_results.RESULTS / file
-    return table(json.loads(stored.read_text())["faults"])
+    run = json.loads(stored.read_text())
+    return table(run["faults"], run.get("not_run", {}))
 
 
 TABLES: dict[str, Callable[[], str]] = {

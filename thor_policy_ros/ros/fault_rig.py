@@ -49,6 +49,7 @@ def commands(folder: Path, sim_time: bool) -> list[NodeCommand]:
         ("inference_timeout_s", "3.0"),
         ("verification_observations", "1"),
         ("state_file", str(folder / "parameters.json")),
+        ("verification_report_dir", str(folder / "reports")),
     )
     topics = (*(f"camera_{name}/image_raw" for name in CAMERAS), "joint_states", "instruction")
     relayed = tuple((topic, f"sim/{topic}") for topic in topics)
@@ -67,7 +68,7 @@ def commands(folder: Path, sim_time: bool) -> list[NodeCommand]:
 class FaultRig(Node):
     """image, joints, clock: what becomes of each message on its way; set them, `mend` unsets.
 
-    nodes: other than `commands`.
+    folder: whatever the nodes write is in it. nodes: other than `commands`.
     """
 
     def __init__(
@@ -82,7 +83,8 @@ class FaultRig(Node):
         self.backend = ""
         self.said: list[tuple[float, str]] = []
         self._dead_at_s: dict[str, float] = {}
-        self.processes = NodeProcesses(folder)
+        self.folder = folder
+        self.processes = NodeProcesses(folder, {"ROS_LOG_DIR": str(folder / "ros")})
         started = commands(folder, sim_time) if nodes is None else nodes
         self._commands = {command.module: command for command in started}
         self._callers: dict[str, Any] = {}

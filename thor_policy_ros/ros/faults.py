@@ -29,9 +29,15 @@ from thor_policy_ros.ros.fault_rig import FaultRig
 from thor_policy_ros.ros.fault_scenarios import SCENARIOS, Scenario
 from thor_policy_ros.ros.link_fault_rig import two_host_rig
 from thor_policy_ros.ros.link_fault_scenarios import LINKS
-from thor_policy_ros.ros.two_hosts import refusal
+from thor_policy_ros.ros.small_disk import refusal as small_disk_refusal
+from thor_policy_ros.ros.small_disk import small_disk
+from thor_policy_ros.ros.two_hosts import refusal as two_hosts_refusal
 
 ALL = (*SCENARIOS, *LINKS)
+ELSEWHERE = {
+    "gpu_memory_exhausted": "wants a GPU, and the demo runs on the CPU: "
+    "`benchmarks/gpu_checks.py --sections exhausted`",
+}
 DT_S = 0.01
 # Of config/demo.yaml.
 VELOCITY = np.array([2.0, 2.0, 2.0, 2.0, np.inf])
@@ -71,6 +77,7 @@ def run_scenario(rig: FaultRig, scenario: Scenario) -> FaultResult:
     else:
         result.failures.append(f"not tracking {scenario.recovers_s:.0f} s after the fault")
     rig.spin(STILL_FINE_S)
+    scenario.after(rig)
     _look(rig, result, usual, begun_s)
     found = judge(rig.log, begun_s, ended_s, DT_S, VELOCITY, ACCELERATION)
     result.peak_velocity, result.peak_acceleration, result.moved, failures = found
@@ -93,10 +100,11 @@ def _look(rig: FaultRig, result: FaultResult, usual: set[tuple[str, str]], begun
 
 
 def run_all(scenarios: Sequence[Scenario]) -> list[FaultResult]:
-    """Scenarios that live by /clock, and those of two hosts, want nodes of their own."""
+    """Scenarios that live by /clock, of a full disk, and of two hosts want nodes of their own."""
     results = []
     for bench, chosen in (
-        (one_host_rig, [s for s in scenarios if not (s.sim_time or s.two_hosts)]),
+        (one_host_rig, [s for s in scenarios if not (s.sim_time or s.two_hosts or s.small_disk)]),
+        (full_disk_rig, [s for s in scenarios if s.small_disk]),
         (partial(one_host_rig, sim_time=True), [s for s in scenarios if s.sim_time]),
         (two_host_rig, [s for s in scenarios if s.two_hosts]),
     ):
@@ -114,6 +122,13 @@ def one_host_rig(folder: Path, sim_time: bool = False) -> Iterator[FaultRig]:
         yield FaultRig(folder, sim_time)
     finally:
         rclpy.try_shutdown()
+
+
+@contextlib.contextmanager
+def full_disk_rig(folder: Path) -> Iterator[FaultRig]:
+    """Raises NoSmallDiskError where there can be none."""
+    with small_disk(folder), one_host_rig(folder) as rig:
+        yield rig
 
 
 def _run_on(rig: FaultRig, chosen: Sequence[Scenario], folder: Path) -> list[FaultResult]:
@@ -150,6 +165,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", type=Path, help="print the table of a run's JSON and end")
 
 
+def not_run(chosen: Sequence[Scenario]) -> dict[str, str]:
+    """Scenarios that this machine cannot bring about, and why."""
+    with tempfile.TemporaryDirectory() as folder:
+        no_disk = small_disk_refusal(Path(folder))
+    no_hosts = two_hosts_refusal(relayed=True)
+    found = {s.name: no_hosts for s in chosen if s.two_hosts}
+    found.update({s.name: no_disk for s in chosen if s.small_disk})
+    return {name: reason for name, reason in found.items() if reason}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="thor-policy faults",
@@ -159,7 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.table:
-        sys.stdout.write(table(json.loads(arguments.table.read_text())["faults"]))
+        stored = json.loads(arguments.table.read_text())
+        sys.stdout.write(table(stored["faults"], stored.get("not_run", {})))
         return 0
     chosen = [
         s for s in ALL
@@ -169,17 +195,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write("".join(f"{s.group:<11} {s.name}\n" for s in chosen))
         return 0
     isolate()
-    reason = refusal(relayed=True)
-    left_out = [s.name for s in chosen if s.two_hosts and reason]
-    if left_out:
-        sys.stdout.write(f"not run: {', '.join(left_out)}: {reason}\n")
+    left_out = not_run(chosen)
+    for reason in dict.fromkeys(left_out.values()):
+        names = [name for name, why in left_out.items() if why == reason]
+        sys.stdout.write(f"not run: {', '.join(names)}: {reason}\n")
     results = run_all([s for s in chosen if s.name not in left_out])
     failed = [r.name for r in results if r.failures]
     document = {
         "command": "thor-policy faults",
         "cpu_count": os.cpu_count(),
         "limits": {"velocity": 2.0, "acceleration": 10.0},
-        "not_run": dict.fromkeys(left_out, reason),
+        "not_run": left_out if arguments.only else {**left_out, **ELSEWHERE},
         "faults": [r.as_dict() for r in results],
     }
     if arguments.json:
