@@ -66,7 +66,7 @@ def _soak(file: Path, run: Row) -> str:
                      f"call to its first chunk p50 {run['switch_s']['p50']:.2f} s, most "
                      f"{run['switch_s']['max']:.2f} s"),
         *((f"success, {name}", _success(run["success"][part]))
-          for part, name in (("quiet", "before, without changes"), ("changing", "with changes"))),
+          for part, name in (("quiet", "without changes, in quiet minutes"), ("changing", "with changes"))),
         ("frames beyond the deadline", f"{changing['late_frames']} of {changing['frames']}"),
         ("watchdogs", f"heartbeat missed {trips.get('heartbeat', 0)} times, robot stopped "
                       f"{trips.get('stop', 0)} times, held {trips.get('hold', 0)} times; with the "
@@ -82,7 +82,7 @@ def _soak(file: Path, run: Row) -> str:
     ]  # fmt: skip
     heading = (
         f"`{run['command']}` ([{file.name}]({link(file)})): {settings['cpu_count']} CPU cores, "
-        f"load {settings['load_average_at_the_end']:.1f} at the end"
+        f"load p50 {run['load_average']['p50']:.1f}, most {run['load_average']['max']:.1f}"
         + (f"; {run['note']}" if run["note"] else "") + "."
     )  # fmt: skip
     lines = [heading, "", "| what | figure |", "|---|---|"]

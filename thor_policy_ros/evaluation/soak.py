@@ -3,9 +3,9 @@
 Backends are those that run here, parameters those of the policy node and the executor that may
 change while they run, within working ranges; wrong values are tried too and have to be refused.
 Watched are the memory of each process, the executor's watchdogs, every command and every episode.
-Success is compared with a quiet part before, without changes. Exit status 0 only if memory is flat,
-no watchdog tripped without reason, none stayed silent, no limit was exceeded, and the success is
-not significantly lower than in the quiet part.
+Success is compared with quiet minutes between, without changes. Exit status 0 only if memory is
+flat, no watchdog tripped without reason, none stayed silent, no limit was exceeded, and the success
+is not significantly lower than in the quiet minutes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIGNIFICANT = 0.05
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="with changes (default 60)")
     parser.add_argument(
-        "--quiet", type=float, default=6.0, help="minutes before, without changes (default 6)"
+        "--quiet", type=float, default=6.0, help="minutes between, without changes (default 6)"
     )
     parser.add_argument(
         "--every", type=float, default=1.0, help="mean time between changes, s (default 1)"
@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the changes (default 0)")
     parser.add_argument("--backends", nargs="+", help="default: all that can run here")
     parser.add_argument("--device", default="cpu", help="default: cpu, as the demo")
+    parser.add_argument(
+        "--speed", type=float, default=0.08, help="drift of the objects, m/s (default 0.08)"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/soak"), help="folder for logs")
     parser.add_argument("--json", help="write the figures to this file; - for stdout")
     parser.add_argument("--note", default="", help="kept with the figures: what else was running")
@@ -52,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         facts = Path(folder) / "facts.json"
         argv = [sys.executable, "-m", MODULE, "--json", str(facts)]
-        for name in ("minutes", "quiet", "every", "seed", "device", "out"):
+        for name in ("minutes", "quiet", "every", "seed", "device", "speed", "out"):
             argv += [f"--{name}", str(getattr(arguments, name))]
         if arguments.backends:
             argv += ["--backends", *arguments.backends]

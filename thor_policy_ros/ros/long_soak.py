@@ -1,10 +1,10 @@
 """The demo for an hour, while its backend and its live parameters change at random.
 
 `thor-policy soak` starts this. The policy, the executor and the simulated robot are processes of
-their own and run without end: first untouched (--quiet), then with a change every second or so.
-Written down is what was changed and what was refused, every episode, the memory of each process,
-what the executor's watchdogs did, and the motion that was commanded. In the end the policy's
-process is stopped, to see that its silence is still noticed.
+their own and run without end: in turns untouched (--quiet minutes in all) and with a change every
+second or so. Written down is what was changed and what was refused, every episode, the memory of
+each process, what the executor's watchdogs did, and the motion that was commanded. In the end the
+policy's process is stopped, to see that its silence is still noticed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -49,8 +50,9 @@ from thor_policy_ros.ros.soak import (
 )
 from thor_policy_ros.ros.soak_record import SoakRecord
 
-# Of config/demo.yaml: what the nodes start with.
-START = {
+# Of config/demo.yaml: what the nodes start with; QUIET is what they have in the quiet parts.
+Settings = Mapping[str, Mapping[str, Any]]
+START: Settings = {
     POLICY_NODE: {
         "control_rate_hz": 10.0,
         "num_denoise_steps": 3,
@@ -61,6 +63,8 @@ START = {
     },
     EXECUTOR_NODE: {"crossfade_s": 0.1, "hold_timeout_s": 0.5, "max_chunk_age_s": 1.0},
 }
+QUIET: Settings = {**START, POLICY_NODE: {**START[POLICY_NODE], "kv_reuse_freq": 1}}
+SECTION_MINUTES, SETTLE_S = 12.0, 3.0
 MEMORY_EVERY_S, WRITTEN_EVERY_S = 5.0, 60.0
 WARM_SHARE = 1 / 6
 """Of the changes' time, in which every backend comes round for the first time."""
@@ -74,6 +78,8 @@ class LongSoakNode(SoakNode):
         super().__init__(SoakRecord(), reports)
         self.found = record
         self.phase: Phase | None = None
+        self.about: Callable[[], dict[str, Any]] = dict
+        self._mixed_episode = False
         self.counted_from: dict[str, int] | None = None
         self.interventions: dict[str, int] = {}
         self.executor_state, self.executor_message = "", ""
@@ -88,6 +94,10 @@ class LongSoakNode(SoakNode):
             POLICY_NODE: self._set,
             EXECUTOR_NODE: self.create_client(SetParameters, service),
         }
+
+    def enter(self, phase: Phase | None) -> None:
+        """The episode that is under way counts to no phase."""
+        self.phase, self._mixed_episode = phase, True
 
     def make(self, change: Change) -> str:
         """Sets it; returns '' or the node's reason to refuse it."""
@@ -122,10 +132,15 @@ class LongSoakNode(SoakNode):
 
     def _on_episode(self, message: EpisodeResult) -> None:
         self.found.motion.reset(seconds(message.header.stamp))
-        if self.phase is not None:
-            self.phase.episodes += 1
-            self.phase.solved += message.success
-            self.phase.outcomes[message.outcome] += 1
+        mixed, self._mixed_episode = self._mixed_episode, False
+        if self.phase is None or mixed:
+            return
+        self.phase.episodes += 1
+        self.phase.solved += message.success
+        self.phase.outcomes[message.outcome] += 1
+        if not message.success:
+            episode = {"episode": message.episode, "outcome": message.outcome}
+            self.phase.failed.append({**episode, **self.about()})
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
@@ -173,24 +188,46 @@ class LongSoak:
         node, arguments = self.node, self.arguments
         node.wait(lambda: node.backend and node.record.commands, "the first chunk", START_LIMIT_S)
         self._began_s = time.monotonic()
-        self._through(self.record.quiet, arguments.quiet * 60.0, lambda: node.spin_for(0.5))
+        node.spin_for(SETTLE_S)
         node.counted_from = dict(node.interventions)
         changes = RandomChanges(arguments.seed, arguments.backends, START)
         changes.values[POLICY_NODE]["backend"] = node.backend
-        self._through(self.record.changing, arguments.minutes * 60.0, lambda: self._change(changes))
+        quiet: Settings = {**QUIET, POLICY_NODE: {**QUIET[POLICY_NODE], "backend": node.backend}}
+        node.about = lambda: {
+            "at_min": round((time.monotonic() - self._began_s) / 60.0, 1),
+            "load": round(os.getloadavg()[0], 1),
+            "values": changes.differing_from(quiet),
+        }
+        sections = sections_of(arguments)
+        for _ in range(sections):
+            self._calm(changes, quiet)
+            quiet_s = arguments.quiet * 60.0 / sections
+            self._through(self.record.quiet, quiet_s, lambda: node.spin_for(0.5))
+            changing_s = arguments.minutes * 60.0 / sections
+            self._through(self.record.changing, changing_s, lambda: self._change(changes))
         node.count_interventions()
         node.counted_from = None
         self.record.motion.finish()
         self._try_watchdog(changes)
 
     def _through(self, phase: Phase, lasts_s: float, step: Callable[[], None]) -> None:
-        begun_s = time.monotonic()
-        self.node.phase = phase
+        begun_s, before_s = time.monotonic(), phase.seconds
+        self.node.enter(phase)
         while time.monotonic() - begun_s < lasts_s:
             step()
-            phase.seconds = time.monotonic() - begun_s
+            phase.seconds = before_s + time.monotonic() - begun_s
             self._look(time.monotonic() - self._began_s)
-        self.node.phase = None
+        self.node.enter(None)
+
+    def _calm(self, changes: RandomChanges, quiet: Settings) -> None:
+        """The parameters of the quiet parts, on both nodes."""
+        for change in changes.back_to(quiet):
+            if reason := self.node.make(change):
+                raise SoakFailedError(f"{change.name} = {change.value!r} was refused: {reason}")
+            changes.took(change)
+            if change.name == "backend":
+                self._await_backend(change.value)
+        self.node.spin_for(SETTLE_S)
 
     def _change(self, changes: RandomChanges) -> None:
         """One change, its answer, and some time in which it works."""
@@ -206,15 +243,19 @@ class LongSoak:
             what = f"refused: {reason}" if reason else f"taken, though {change.expected}"
             self.record.surprises.append(f"{key} = {change.value!r} was {what}")
         elif not reason and change.name == "backend":
-            asked_s = time.monotonic()
-            node.wait(lambda: node.backend == change.value, f"a chunk of {change.value}")
-            self.record.switch_s.append(time.monotonic() - asked_s)
+            self._await_backend(change.value)
         node.spin_for(changes.pause_s(self.arguments.every))
+
+    def _await_backend(self, name: str) -> None:
+        asked_s = time.monotonic()
+        self.node.wait(lambda: self.node.backend == name, f"a chunk of {name}")
+        self.record.switch_s.append(time.monotonic() - asked_s)
 
     def _look(self, now_s: float) -> None:
         self.processes.require_alive()
         if now_s - self._memory_at_s >= MEMORY_EVERY_S:
             self._memory_at_s = now_s
+            self.record.load.append(os.getloadavg()[0])
             pids = {
                 c: self.processes.pid(c) for c in (POLICY_NODE, EXECUTOR_NODE, "sim_robot_node")
             }
@@ -231,8 +272,8 @@ class LongSoak:
         quiet, changing = self.record.quiet, self.record.changing
         rss = {name: memory.rss[-1] // 1_000_000 for name, memory in self.record.memory.items()}
         sys.stdout.write(
-            f"{now_s / 60:5.1f} min: {quiet.solved}/{quiet.episodes} then {changing.solved}/"
-            f"{changing.episodes} episodes, {sum(self.record.made.values())} changes, "
+            f"{now_s / 60:5.1f} min: {quiet.solved}/{quiet.episodes} quiet, {changing.solved}/"
+            f"{changing.episodes} changing, {sum(self.record.made.values())} changes, "
             f"{sum(self.record.refused.values())} refused, MB {rss}, "
             f"{dict(self.record.interventions)}, {self.record.faults(warm_s(self.arguments))}\n"
         )
@@ -266,6 +307,11 @@ class LongSoak:
         self.record.watchdog_recovered_s = round(time.monotonic() - begun_s, 2)
 
 
+def sections_of(arguments: argparse.Namespace) -> int:
+    """Each begins with its share of the quiet minutes."""
+    return max(1, round(arguments.minutes / SECTION_MINUTES))
+
+
 def warm_s(arguments: argparse.Namespace) -> float:
     """From when on memory is expected to be flat."""
     return float(arguments.quiet + arguments.minutes * WARM_SHARE) * 60.0
@@ -282,9 +328,10 @@ def write(arguments: argparse.Namespace, record: LongSoakRecord, finished: bool)
             "mean_s_between_changes": arguments.every,
             "backends": arguments.backends,
             "device": arguments.device,
+            "speed_m_s": arguments.speed,
+            "sections": sections_of(arguments),
             "checkpoint": str(arguments.checkpoint or "demo"),
             "cpu_count": os.cpu_count(),
-            "load_average_at_the_end": os.getloadavg()[1],
             "warm_up_s": warm_s(arguments),
         },
         **record.summary(warm_s(arguments)),
@@ -308,6 +355,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backends", nargs="+")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--speed", type=float, default=0.08)
     parser.add_argument("--out", type=Path, default=Path("out/soak"))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)

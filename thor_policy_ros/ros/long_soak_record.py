@@ -103,7 +103,9 @@ class Motion:
 
 @dataclass
 class Phase:
-    """A part of the soak: the quiet one before, or the one with changes."""
+    """The quiet parts of the soak, or those with changes. failed: what is known of each episode
+    that was not solved.
+    """
 
     episodes: int = 0
     solved: int = 0
@@ -112,6 +114,7 @@ class Phase:
     late_frames: int = 0
     chunks: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    failed: list[dict[str, Any]] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -120,6 +123,7 @@ class Phase:
             "solved": self.solved,
             "outcomes": dict(self.outcomes),
             "frames": self.frames,
+            "failed": self.failed,
             "late_frames": self.late_frames,
             "chunks": dict(sorted(self.chunks.items())),
         }
@@ -146,6 +150,7 @@ class LongSoakRecord:
     interventions: Counter[str] = field(default_factory=Counter)
     watchdog_tripped_s: float | None = None
     watchdog_recovered_s: float | None = None
+    load: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     def add_memory(self, process: str, at_s: float, rss: int) -> None:
@@ -184,6 +189,7 @@ class LongSoakRecord:
             },
             "quiet": self.quiet.figures(),
             "changing": self.changing.figures(),
+            "load_average": quantiles(self.load),
             "unverified_chunks": self.unverified_chunks,
             "switch_s": quantiles(self.switch_s),
             "set_call_ms": quantiles(self.set_calls_ms),

@@ -45,6 +45,7 @@ from thor_policy_ros.runtime.backend_switch import is_variant
 START_LIMIT_S, SWITCH_LIMIT_S = 120.0, 120.0
 DWELL_S = (0.2, 0.6)
 BASELINE_S = 5.0
+DEMO_SPEED_M_S = 0.12
 REPLACED_EVERY = 10
 """Every so many switches another name is asked for just before."""
 
@@ -188,7 +189,7 @@ def node_commands(arguments: argparse.Namespace, first: str) -> list[NodeCommand
         NodeCommand(
             "sim_robot_node",
             config,
-            (("episodes", "0"),),
+            (("episodes", "0"), ("speed", str(getattr(arguments, "speed", DEMO_SPEED_M_S)))),
             remaps=(("commands", "chunk_executor_node/commands"),),
         ),
     ]
