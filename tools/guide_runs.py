@@ -66,7 +66,7 @@ def _soak(file: Path, run: Row) -> str:
                      f"call to its first chunk p50 {run['switch_s']['p50']:.2f} s, most "
                      f"{run['switch_s']['max']:.2f} s"),
         *((f"success, {name}", _success(run["success"][part]))
-          for part, name in (("quiet", "without changes, in quiet minutes"), ("changing", "with changes"))),
+          for part, name in (("quiet", "in quiet minutes"), ("changing", "with changes"))),
         ("frames beyond the deadline", f"{changing['late_frames']} of {changing['frames']}"),
         ("watchdogs", f"heartbeat missed {trips.get('heartbeat', 0)} times, robot stopped "
                       f"{trips.get('stop', 0)} times, held {trips.get('hold', 0)} times; with the "

@@ -87,7 +87,7 @@ class FaultRig(Node):
         self.processes = NodeProcesses(folder, {"ROS_LOG_DIR": str(folder / "ros")})
         started = commands(folder, sim_time) if nodes is None else nodes
         self._commands = {command.module: command for command in started}
-        self._callers: dict[str, Any] = {}
+        self._callers: dict[tuple[str, int], Any] = {}
         self.mend()
         self._connect()
 
@@ -131,12 +131,14 @@ class FaultRig(Node):
             self.log.breaks_s.append(time.monotonic())
         os.killpg(self.processes.pid(module), signum)
 
-    def set_parameter(self, node: str, name: str, value: Any) -> None:
-        """Asks; the answer, when it comes, is among `said` if it is a refusal."""
+    def set_parameter(self, node: str, name: str, value: Any, client: int = 0) -> None:
+        """Asks; the answer, when it comes, is among `said` if it is a refusal. client: which of
+        any number of clients of our own asks.
+        """
         request = SetParameters.Request(
             parameters=[Parameter(name, value=value).to_parameter_msg()]
         )
-        self._ask(SetParameters, f"{node}/set_parameters", request)
+        self._ask(SetParameters, f"{node}/set_parameters", request, client)
 
     def call(self, kind: Any, service: str, request: Any) -> None:
         self._ask(kind, service, request)
@@ -149,10 +151,10 @@ class FaultRig(Node):
         self.spin(0.3)
         self.call(SetBool, f"{EXECUTOR}/enable", SetBool.Request(data=True))
 
-    def _ask(self, kind: Any, service: str, request: Any) -> None:
-        client = self._callers.get(service)
+    def _ask(self, kind: Any, service: str, request: Any, number: int = 0) -> None:
+        client = self._callers.get((service, number))
         if client is None:
-            client = self._callers[service] = self.create_client(kind, service)
+            client = self._callers[service, number] = self.create_client(kind, service)
             self.wait(client.service_is_ready, 10.0)
             self.spin(0.2)
 

@@ -169,9 +169,10 @@ def _both(*acts: Act) -> Act:
 
 
 def _eight(rig: FaultRig) -> None:
-    for number in range(8):
-        rig.set_parameter("policy_node", "num_denoise_steps", 1 + number)
-        rig.set_parameter(EXECUTOR, "crossfade_s", 0.05 * number)
+    for again in range(2):  # the second time every client has found its service
+        for client in range(8):
+            rig.set_parameter("policy_node", "num_denoise_steps", 1 + client + again, client)
+            rig.set_parameter(EXECUTOR, "crossfade_s", 0.05 * client, client)
 
 
 def _after_eight(rig: FaultRig) -> None:

@@ -373,7 +373,7 @@ def run_nodes(arguments: argparse.Namespace) -> LongSoakRecord:
     node = LongSoakNode(record, reports)
     try:
         with NodeProcesses(arguments.out / "logs") as processes:
-            processes.start(node_commands(arguments, arguments.backends[0]))
+            processes.start(node_commands(arguments, arguments.backends[0], arguments.speed))
             LongSoak(arguments, node, processes).run()
     except (SoakFailedError, NodeDiedError) as error:
         record.failures.append(str(error))

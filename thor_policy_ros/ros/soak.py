@@ -169,7 +169,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def node_commands(arguments: argparse.Namespace, first: str) -> list[NodeCommand]:
+def node_commands(
+    arguments: argparse.Namespace, first: str, speed_m_s: float = DEMO_SPEED_M_S
+) -> list[NodeCommand]:
     share = share_dir()
     config = (share / "config" / "demo.yaml",)
     checkpoint = arguments.checkpoint or share / "checkpoints" / "demo"
@@ -189,7 +191,7 @@ def node_commands(arguments: argparse.Namespace, first: str) -> list[NodeCommand
         NodeCommand(
             "sim_robot_node",
             config,
-            (("episodes", "0"), ("speed", str(getattr(arguments, "speed", DEMO_SPEED_M_S)))),
+            (("episodes", "0"), ("speed", str(speed_m_s))),
             remaps=(("commands", "chunk_executor_node/commands"),),
         ),
     ]
