@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ allocator's own."""
 COMMAND_GAP_LIMIT_S = 0.5
 REST_S = 1.5
 """After an episode's end the executor has come to rest, and is silent, by then."""
-LONGEST_MOTION = 3000
+JUDGED_AT_ONCE_S, LATE_WORD_S = 20.0, 5.0
 DT_S = 0.01
 # Of config/demo.yaml.
 VELOCITY = np.array([2.0, 2.0, 2.0, 2.0, np.inf])
@@ -56,49 +57,66 @@ class Memory:
 
 @dataclass
 class Motion:
-    """Commands by the executor's own stamps; each motion between two resets is judged when it is
-    over. After an episode's end the executor comes to rest and is silent until the next chunk:
-    that gap is the reset's own.
+    """Commands by the executor's own stamps, judged some seconds after they came. After an
+    episode's end the executor comes to rest and is silent until the next chunk: that gap is the
+    reset's own, and the motion after it another one. Word of the end may come after the gap.
     """
 
     log: CommandLog = field(default_factory=CommandLog)
+    resets_s: list[float] = field(default_factory=list)
     peak_velocity: float = 0.0
     peak_acceleration: float = 0.0
     longest_gap_s: float = 0.0
     longest_reset_gap_s: float = 0.0
     commands: int = 0
-    motions: int = 0
+    motions: int = 1
     failures: list[str] = field(default_factory=list)
-    _reset_at_s: float = -np.inf
 
     def add(self, now_s: float, positions: Sequence[float]) -> None:
         self.commands += 1
-        last_s = self.log.times_s[-1] if self.log.times_s else now_s
-        if now_s - last_s > GAP_S and last_s < self._reset_at_s + REST_S:
-            self.longest_reset_gap_s = max(self.longest_reset_gap_s, now_s - last_s)
-            self._reset_at_s = -np.inf
-            self.finish()
-        else:
-            self.longest_gap_s = max(self.longest_gap_s, now_s - last_s)
-        if len(self.log.times_s) >= LONGEST_MOTION:
-            self.finish(keep=3)
         self.log.add(now_s, positions)
+        if now_s - self.log.times_s[0] > JUDGED_AT_ONCE_S:
+            self._judge(now_s - LATE_WORD_S)
 
-    def reset(self, now_s: float) -> None:
-        """An episode has ended."""
-        self._reset_at_s = now_s
+    def reset(self, at_s: float) -> None:
+        """An episode has ended then."""
+        self.resets_s.append(at_s)
 
-    def finish(self, keep: int = 0) -> None:
-        """What was commanded until now is judged and forgotten but for the last few."""
-        speed, change, _, failures = judge(self.log, 0.0, 0.0, DT_S, VELOCITY, ACCELERATION)
+    def finish(self) -> None:
+        """All that came is judged."""
+        self._judge(np.inf)
+
+    def _judge(self, until_s: float) -> None:
+        """What is older than `until_s`, of which the last three stay for what comes next."""
+        times, positions = self.log.times_s, self.log.positions
+        end = bisect.bisect_right(times, until_s)
+        begin = 0
+        for k in range(1, end):
+            gap_s = times[k] - times[k - 1]
+            if gap_s > GAP_S and self._is_of_a_reset(times[k - 1], times[k]):
+                self.longest_reset_gap_s = max(self.longest_reset_gap_s, gap_s)
+                self.motions += 1
+                self._judge_motion(CommandLog(times[begin:k], positions[begin:k]))
+                begin = k
+            else:
+                self.longest_gap_s = max(self.longest_gap_s, gap_s)
+        self._judge_motion(CommandLog(times[begin:end], positions[begin:end]))
+        kept = max(begin, end - 3)
+        self.log = CommandLog(times[kept:], positions[kept:])
+
+    def _judge_motion(self, log: CommandLog) -> None:
+        speed, change, _, failures = judge(log, 0.0, 0.0, DT_S, VELOCITY, ACCELERATION)
         self.peak_velocity = max(self.peak_velocity, speed)
         self.peak_acceleration = max(self.peak_acceleration, change)
-        self.failures += failures
-        self.motions += 1
-        times, positions = self.log.times_s, self.log.positions
-        self.log.clear()
-        if keep:
-            self.log.times_s, self.log.positions = times[-keep:], positions[-keep:]
+        self.failures += [f"{failure} (at {log.times_s[0]:.1f} s)" for failure in failures]
+
+    def _is_of_a_reset(self, begin_s: float, end_s: float) -> bool:
+        """Each reset has one gap, which it begins before."""
+        for at_s in self.resets_s:
+            if begin_s - REST_S < at_s < end_s:
+                self.resets_s = [other for other in self.resets_s if other > at_s]
+                return True
+        return False
 
 
 @dataclass
