@@ -7,6 +7,7 @@ comes out. A test holds that every note and every fault that the doctor knows is
 from __future__ import annotations
 
 import io
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -149,7 +150,7 @@ def _files() -> Iterator[Check]:
         small, large = _tokenizer(folder, 40), _tokenizer(folder, 900)
         for path, tokenizer in (
             (folder / "empty", None), (DEMO, broken), (DEMO, small), (DEMO, large),
-            (_bare(folder), None),
+            (_bare(folder), None), (_changed(folder), None),
         ):  # fmt: skip
             for check in check_files(path, "", tokenizer):
                 says, do = (text.replace(name, "FOLDER") for text in (check.says, check.do))
@@ -172,6 +173,14 @@ def _tokenizer(folder: Path, pieces: int) -> Path:
     path = folder / f"{pieces}_pieces.model"
     path.write_bytes(model.getvalue())
     return path
+
+
+def _changed(folder: Path) -> Path:
+    """The demo with another config than its checksums say."""
+    changed = Path(shutil.copytree(DEMO, folder / "changed"))
+    with (changed / "config.json").open("a") as file:
+        file.write(" ")
+    return changed
 
 
 def _bare(folder: Path) -> Path:

@@ -83,7 +83,7 @@ def targets(folder: Path = RESULTS) -> str:
         if not table.get("rows") or table.get("of") != "a GPU":
             continue
         lines = [
-            f"`{run.get('command', file.name)}` ([{file.name}]({_link(file)})):\n",
+            f"`{run.get('command', file.name)}` ([{file.name}]({link(file)})):\n",
             "| engine | what | target | measured | p99 | met |",
             "|---|---|---|---|---|---|",
         ]
@@ -142,13 +142,13 @@ def _heading(file: Path, run: Row) -> str:
     threads = run["machine"].get("threads")
     if threads:
         facts.append(f"{threads} CPU thread{'s' if threads > 1 else ''}")
-    return f"**{_device(run)}**: {', '.join(facts)} ([{file.name}]({_link(file)})).\n"
+    return f"**{_device(run)}**: {', '.join(facts)} ([{file.name}]({link(file)})).\n"
 
 
 def _device(run: Row) -> str:
     return str(run["machine"]["device"])
 
 
-def _link(file: Path) -> str:
+def link(file: Path) -> str:
     """From a page of docs/."""
     return f"../benchmarks/results/{file.name}"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tools import guide_checks, guide_commands, guide_launch, guide_results
+from tools import guide_checks, guide_commands, guide_launch, guide_results, guide_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACEHOLDER = "*(filled in by `make docs`)*\n"
@@ -66,7 +66,8 @@ def fault_table(file: str = "faults.json") -> str:
     from thor_policy_ros.ros.fault_record import table
 
     stored = guide_results.RESULTS / file
-    return table(json.loads(stored.read_text())["faults"])
+    run = json.loads(stored.read_text())
+    return table(run["faults"], run.get("not_run", {}))
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -84,6 +85,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "commands": guide_commands.commands,
     "checks": guide_checks.table,
     "faults": fault_table,
+    "soak": guide_runs.soaks,
+    "gpu exhausted": guide_runs.exhausted,
     "link faults": lambda: fault_table("faults_two_hosts.json"),
     "backends": guide_results.backends,
     "latency": guide_results.latency,

@@ -21,6 +21,7 @@ from thor_policy_ros.backends.fp8_scales import (
 from thor_policy_ros.backends.fp8_stored import read_stored_fp8
 from thor_policy_ros.evaluation.cli import main
 from thor_policy_ros.evaluation.convert import _lerobot_notes
+from thor_policy_ros.model.checksums import verify_checksums
 from thor_policy_ros.model.named_configs import ALOHA, LIBERO
 from thor_policy_ros.model.norm_stats import load_norm_stats
 from thor_policy_ros.model.weight_files import checkpoint_hash
@@ -86,6 +87,7 @@ def test_fp8_weights_scales_and_hash_come_along(source: Path) -> None:
     scales = Fp8Scales(checkpoint_hash(source), 99.9, 4, "test", layers)
     write_scales(source, scales)
     made = converted(source, "merged", "--fp8")
+    assert {"fp8_mlp.safetensors", "weights_hash.json"} < set(verify_checksums(made, required=True))
     kept = read_scales(made, len(layers))
     assert kept == replace(scales, checkpoint=checkpoint_hash(made))
     stored = read_stored_fp8(made, len(layers))

@@ -8,6 +8,7 @@ import pytest
 
 from thor_policy_ros.evaluation.closed_loop import Conditions
 from thor_policy_ros.evaluation.rollouts import PolicyChoice, run_rollouts
+from thor_policy_ros.model.checksums import verify_checksums
 from thor_policy_ros.model.named_configs import DEMO, load_policy_config
 
 FOLDER = Path(__file__).parents[2] / "checkpoints" / "demo"
@@ -20,6 +21,12 @@ def solved(conditions: Conditions, episodes: int) -> int:
 
 def test_it_is_below_ten_megabytes() -> None:
     assert sum(p.stat().st_size for p in FOLDER.rglob("*") if p.is_file()) < 10e6
+
+
+def test_its_files_are_those_in_its_checksums() -> None:
+    assert verify_checksums(FOLDER, required=True) == (
+        "assets/demo/norm_stats.json", "config.json", "model.safetensors", "tokenizer.model",
+    )  # fmt: skip
 
 
 def test_it_was_trained_with_the_named_config() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,9 +137,24 @@ def test_this_machine_can_be_read() -> None:
     assert clock.error_us is None or clock.error_us >= 0
 
 
+def test_the_files_are_held_to_their_checksums(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DEMO, tmp_path / "demo"))
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    found = by_subject(check_files(folder, "", None))["checksums"]
+    assert found.level == WRONG and "model.safetensors: wanted SHA-256" in found.says
+    assert found.do.startswith("Copy the checkpoint again")
+    (folder / "checksums.json").unlink()
+    found = by_subject(check_files(folder, "", None))["checksums"]
+    assert found.level == NOTE and f"thor-policy inspect {folder} --write" in found.do
+
+
 def test_checkpoint_and_tokenizer_are_looked_into(tmp_path: Path) -> None:
     found = by_subject(check_files(DEMO, "", None))
     assert (found["checkpoint"].level, found["tokenizer"].level) == (FINE, FINE)
+    assert found["checksums"].level == FINE
+    assert "4 files are as checksums.json says" in found["checksums"].says
     assert by_subject(check_files(None, "", None))["checkpoint"].level == NOTE
     assert by_subject(check_files(tmp_path, "", None))["checkpoint"].level == WRONG
     broken = tmp_path / "tokenizer.model"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thor_policy_ros.evaluation.intervals import Z_95, mcnemar_exact, wilson_interval
+from thor_policy_ros.evaluation.intervals import Z_95, fisher_exact, mcnemar_exact, wilson_interval
 
 
 def test_published_values() -> None:
@@ -50,3 +50,22 @@ def test_mcnemar_is_the_share_of_splits_as_uneven(first: int, second: int) -> No
     splits = list(itertools.product((0, 1), repeat=first + second))
     uneven = [s for s in splits if abs(2 * sum(s) - len(s)) >= abs(first - second)]
     assert mcnemar_exact(first, second) == pytest.approx(len(uneven) / len(splits))
+
+
+def test_fisher_against_published_and_enumerated_values() -> None:
+    # Fisher 1935, The Design of Experiments: the lady and the tea, 3 of 4 guessed
+    assert fisher_exact((3, 4), (1, 4)) == pytest.approx(0.4857, abs=5e-5)
+    assert fisher_exact((4, 4), (0, 4)) == pytest.approx(2 / 70)
+    assert fisher_exact((5, 5), (7, 7)) == fisher_exact((0, 0), (3, 7)) == 1.0
+    with pytest.raises(ValueError, match=r"got \(3, 2\)"):
+        fisher_exact((3, 2), (0, 1))
+
+
+@given(st.integers(0, 5), st.integers(0, 5), st.data())
+def test_fisher_is_the_share_of_assignments_at_least_as_unlikely(
+    n: int, m: int, data: st.DataObject
+) -> None:
+    a, b = data.draw(st.integers(0, n)), data.draw(st.integers(0, m))
+    chosen = [sum(k < n for k in c) for c in itertools.combinations(range(n + m), a + b)]
+    unlikely = [x for x in chosen if chosen.count(x) <= chosen.count(a)]
+    assert fisher_exact((a, n), (b, m)) == pytest.approx(len(unlikely) / len(chosen))

@@ -18,6 +18,10 @@ DOMAINS = (71, 72, 73, 74, 75)
 CHUNKS = f"rt/{POLICY}/action_chunk"
 PEER = Path(__file__).parents[1] / "support" / "dds_peer.cpp"
 HAS_FAST_DDS = Path("/usr/include/fastdds/rtps/transport").is_dir() and bool(shutil.which("g++"))
+WANTS = (
+    "wants a Fast DDS with security, which no wheel has (ROS's, pi-fastdds', cyclonedds' are built "
+    "without): as root, apt-get install libfastrtps-dev g++"
+)
 
 
 def make(folder: Path, *options: str) -> Path:
@@ -154,7 +158,7 @@ def started(peer: Path, folder: Path | str, role: str, domain: int) -> subproces
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_FAST_DDS, reason="wants Fast DDS with security: libfastrtps-dev, g++")
+@pytest.mark.skipif(not HAS_FAST_DDS, reason=WANTS)
 def test_fast_dds_lets_the_policy_alone_reach_the_executor(
     keystore: Path, peer: Path, tmp_path: Path
 ) -> None:

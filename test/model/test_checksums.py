@@ -21,6 +21,7 @@ from thor_policy_ros.model.checkpoint import load_pi05
 from thor_policy_ros.model.checksums import (
     ChecksumError,
     checkpoint_files,
+    renew_checksums,
     verify_checksums,
     write_checksums,
 )
@@ -99,6 +100,23 @@ def test_a_missing_and_a_cut_file_are_named_together(folder: Path) -> None:
     assert f"{folder / 'config.json'}: wanted " in str(caught.value) and "got 2\n" in str(
         caught.value
     )
+
+
+def test_who_writes_a_file_renews_its_entry_and_no_other(folder: Path) -> None:
+    renew_checksums(folder, ())
+    flip_a_byte(folder / "model.safetensors")
+    (folder / "fp8_scales.made.json").write_text("{}")
+    renew_checksums(folder, ("fp8_scales.made.json",))
+    with pytest.raises(ChecksumError, match=r"model\.safetensors: wanted SHA-256"):
+        verify_checksums(folder)
+    renew_checksums(folder, ("model.safetensors",))
+    assert verify_checksums(folder) == tuple(sorted((*LISTED, "fp8_scales.made.json")))
+
+
+def test_where_nothing_is_listed_nothing_is_renewed(tmp_path: Path) -> None:
+    write_toy_checkpoint(tmp_path)
+    renew_checksums(tmp_path, LISTED)
+    assert not (tmp_path / "checksums.json").exists()
 
 
 def test_files_that_loading_does_not_read_are_ignored(folder: Path) -> None:

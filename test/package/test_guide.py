@@ -17,7 +17,7 @@ from thor_policy_ros.evaluation.cli import COMMANDS
 from thor_policy_ros.evaluation.enclaves import CAMERAS, OPERATOR, ROBOT, enclaves
 from thor_policy_ros.ros.parameter_tables import CAMERA, EXECUTOR, POLICY, SIM_ROBOT
 from thor_policy_ros.ros.viewer_parameters import VIEWER
-from tools import guide, guide_checks, guide_commands, guide_launch, guide_results
+from tools import guide, guide_checks, guide_commands, guide_launch, guide_results, guide_runs
 from tools.guide_tables import MARKED, PLACEHOLDER, ROOT, TABLES, filled_in, message_table
 
 PAGES = sorted(guide.DOCS.glob("*.md"))
@@ -205,6 +205,23 @@ def test_measured_tables_are_of_the_stored_runs(tmp_path: Path) -> None:
     inside = {"sections": {"bench": {"all": stored}}}
     (tmp_path / "gpu.json").write_text(json.dumps(inside))
     assert "[gpu.json](../benchmarks/results/gpu.json)" in guide_results.latency(tmp_path)
+
+
+def test_runs_that_ask_whether_something_holds_have_tables(tmp_path: Path) -> None:
+    assert guide_runs.soaks(tmp_path) == guide_runs.exhausted(tmp_path) == guide_results.NOTHING
+    load = {"error": "OutOfMemoryError: a | b", "bit_equal": True, "still_held_mb": 1.0}
+    found = {
+        "frames": {"a": 5}, "refused_frames": 1, "loads": {"fused": load}, "faults": ["not all"],
+        "frame": {"error": "OutOfMemoryError", "bit_equal_with_memory_back": False},
+        "loads_afterwards": {"fused": "verified"},
+    }  # fmt: skip
+    run = {"command": "c", "device": "cpu", "sections": {"exhausted": {"all": found}}}
+    (tmp_path / "gpu.json").write_text(json.dumps(run))
+    assert guide_runs.exhausted(tmp_path) == guide_results.NOTHING, "a rehearsal"
+    (tmp_path / "gpu.json").write_text(json.dumps({**run, "device": "cuda"}))
+    text = guide_runs.exhausted(tmp_path)
+    assert "| while `fused` loads | OutOfMemoryError: a / b | yes | 1.0 MB | verified |" in text
+    assert "| under a frame | OutOfMemoryError | no | | |\n- not all" in text
 
 
 def test_targets_are_of_runs_on_a_gpu_alone(tmp_path: Path) -> None:

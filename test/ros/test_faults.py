@@ -66,6 +66,7 @@ def test_the_table_has_a_row_for_every_fault() -> None:
     rows = [FaultResult("a_b", "g", saw="x|y", saw_s=0.25, recovered_s=1.0).as_dict()] * 2
     text = table(rows)
     assert text.count("| a b |") == 2 and "x/y" in text and "0.2 s" in text
+    assert "| c d | | | | not run: no disk | | |\n" in table(rows, {"c_d": "no disk"})
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_the_table_in_the_docs_is_that_of_a_run_without_failures(file: str, name
     run = json.loads((root / "benchmarks" / "results" / file).read_text())
     assert not any(row["failures"] for row in run["faults"])
     assert f"<!-- table: {name} -->" in (root / "docs" / "faults.md").read_text()
-    assert TABLES[name]() == table(run["faults"])
+    assert TABLES[name]() == table(run["faults"], run.get("not_run", {}))
 
 
 @pytest.mark.node

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.small_disk import fill, small_disk
 
 from thor_policy_ros.backends.engine_cache import EngineCache, EngineKey, read_engine
 from thor_policy_ros.ros.recovery import keep_state, read_state
@@ -18,20 +18,8 @@ KEY = EngineKey("c", "tensorrt", "10", "gpu", "sm_110", "bfloat16", "prefix", "s
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(tmp_path)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield tmp_path
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
-
-
-def fill(folder: Path) -> None:
-    with pytest.raises(OSError) as caught, (folder / "ballast").open("wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 512)
-    assert caught.value.errno == errno.ENOSPC
+    with small_disk(tmp_path, 64 * 1024) as folder:
+        yield folder
 
 
 def test_an_engine_that_does_not_fit_is_refused_and_the_others_stay(small: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from support.demo_training import IMAGE_SIZE, toy_config, toy_data
 
 from thor_policy_ros.model.checkpoint import load_pi05
+from thor_policy_ros.model.checksums import verify_checksums
 from thor_policy_ros.runtime.unified_policy import UnifiedPolicy
 from thor_policy_ros.training.demo_training import expert_data, train_demo
 from thor_policy_ros.training.flow_trainer import Recipe, Report
@@ -43,6 +44,7 @@ def test_weights_are_half_precision_and_readable_by_all(trained: tuple) -> None:
     assert path.stat().st_mode & 0o777 == 0o644
     assert path.stat().st_size < 2.2 * trained[1]["parameters"] + 20_000
     assert load_pi05(trained[0], TINY.model).dtype == torch.float32
+    assert "model.safetensors" in verify_checksums(trained[0], required=True)
 
 
 def test_the_record_holds_recipe_and_curve(trained: tuple) -> None:

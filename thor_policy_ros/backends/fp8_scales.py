@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from thor_policy_ros.model.checksums import renew_checksums
 from thor_policy_ros.model.weight_files import checkpoint_hash
+from thor_policy_ros.model.whole_file import write_whole
 
 FORMAT = 1
 OVERFLOW = 2.0
@@ -84,17 +84,8 @@ def write_scales(folder: Path | str, scales: Fp8Scales) -> Path:
     """Store them beside the weights; a reader sees the whole file or none."""
     path = scales_path(folder, scales.checkpoint)
     text = json.dumps({"format": FORMAT, **asdict(scales)}, indent=1) + "\n"
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
-    path.chmod(0o644)
+    write_whole(path, text)
+    renew_checksums(folder, (path.name,))
     return path
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from thor_policy_ros.backends.fp8 import ALIGNMENT, E4M3, Fp8Linear
+from thor_policy_ros.model.checksums import renew_checksums
 from thor_policy_ros.model.config import GemmaConfig
 from thor_policy_ros.model.weight_files import (
     WEIGHTS,
@@ -54,6 +55,7 @@ def store_fp8(folder: Path | str, config: GemmaConfig) -> Path:
             plans += _plans(layer, shape, quantised)
         metadata = {"format": "pt", WEIGHTS_HASH: checkpoint_hash(folder)}
         write_safetensors(folder / FILE, plans, metadata)
+    renew_checksums(folder, (FILE,))
     return folder / FILE
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.serde import SerdeError
 
 from thor_policy_ros.runtime.camera_images import compressed_to_rgb, image_to_rgb
-from thor_policy_ros.types import F32, U8, Observation
+from thor_policy_ros.types import F32, U8, Closing, Observation
 
 PACKAGE = "thor_policy_ros"
 STATE = "state"
@@ -83,7 +82,7 @@ class _Camera:
     rotate_180: bool
 
 
-class Bag:
+class Bag(Closing):
     """Use as a context manager. BagError for what is no bag, is truncated or is not ours.
 
     allow_cut: a bag without its end is read as far as it is whole, and `cut` says why it is not.
@@ -113,15 +112,7 @@ class Bag:
                 f" {type(error).__name__}: {error}"
             ) from error
 
-    def __enter__(self) -> Bag:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._reader.close()
 
     def _read_facts(self) -> dict[str, Any]:

@@ -130,6 +130,11 @@ COMMANDS = (
         "inject faults into the running nodes: is the robot safe, who is told, does it go on",
     ),
     Command(
+        "soak",
+        "thor_policy_ros.evaluation.soak",
+        "run the demo for an hour while backend and parameters change at random",
+    ),
+    Command(
         "security",
         "thor_policy_ros.evaluation.security",
         "write keys and permissions of the nodes for ROS 2 security: only the listed topics",

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from thor_policy_ros.backends.fp8_scales import read_scales, write_scales
 from thor_policy_ros.backends.fp8_stored import store_fp8
-from thor_policy_ros.model.checksums import verify_checksums
+from thor_policy_ros.model.checksums import verify_checksums, write_checksums
 from thor_policy_ros.model.config import PolicyConfig, to_json
 from thor_policy_ros.model.conversion import LAYOUTS, convert_weights, converted_bytes
 from thor_policy_ros.model.foreign_config import LEROBOT_NORMALISATIONS
@@ -31,6 +31,7 @@ from thor_policy_ros.model.norm_stats import load_norm_stats
 from thor_policy_ros.model.norm_stats_files import write_lerobot_stats, write_openpi_stats
 from thor_policy_ros.model.tokenizer import find_tokenizer
 from thor_policy_ros.model.weight_files import WEIGHTS, remember_hash
+from thor_policy_ros.model.whole_file import require_room, whole_folder, write_whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -63,19 +64,24 @@ def run(arguments: argparse.Namespace) -> int:
     dtype = DTYPES.get(arguments.dtype or "")
     begun_s = time.perf_counter()
     total = converted_bytes(source, config.model, layout, dtype)
-    with _bar(total, not arguments.json) as progress:
-        notes = list(convert_weights(source, destination, config.model, layout, dtype, progress))
-    digest = remember_hash(destination)
-    if layout == "lerobot":
-        write_lerobot_stats(destination, stats)
-        notes += _lerobot_notes(config)
-    else:
-        write_openpi_stats(destination, config.asset_id, stats)
-    _write_config(destination / CONFIG, config, layout, dtype)
-    notes += _copy_beside(source, destination, config, digest)
+    require_room(destination, total)
     files = [destination / WEIGHTS]
-    if arguments.fp8:
-        files.append(store_fp8(destination, config.model.language))
+    with whole_folder(destination):
+        with _bar(total, not arguments.json) as progress:
+            notes = list(
+                convert_weights(source, destination, config.model, layout, dtype, progress)
+            )
+        digest = remember_hash(destination)
+        if layout == "lerobot":
+            write_lerobot_stats(destination, stats)
+            notes += _lerobot_notes(config)
+        else:
+            write_openpi_stats(destination, config.asset_id, stats)
+        _write_config(destination / CONFIG, config, layout, dtype)
+        notes += _copy_beside(source, destination, config, digest)
+        if arguments.fp8:
+            files.append(store_fp8(destination, config.model.language))
+        write_checksums(destination)
     _report(arguments, config, files, notes, time.perf_counter() - begun_s)
     return 0
 
@@ -90,7 +96,7 @@ def _write_config(path: Path, config: PolicyConfig, layout: str, dtype: torch.dt
     }
     if layout == "lerobot":
         data = _lerobot_config(config, dtype)
-    path.write_text(json.dumps(data, indent=1) + "\n")
+    write_whole(path, json.dumps(data, indent=1) + "\n")
 
 
 def _lerobot_config(config: PolicyConfig, dtype: torch.dtype | None) -> dict[str, Any]:

@@ -34,3 +34,18 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     trials, fewer = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(trials, k) for k in range(fewer + 1))
     return min(1.0, 2.0 * tail / 2.0**trials)
+
+
+def fisher_exact(first: tuple[int, int], second: tuple[int, int]) -> float:
+    """Fisher's exact test, two-sided, of (successes, trials) twice: the probability of a split at
+    least as unlikely, were the rates equal. ValueError for counts that make no sense.
+    """
+    (a, n), (b, m) = first, second
+    if not (0 <= a <= n and 0 <= b <= m):
+        raise ValueError(f"wanted successes of at most as many trials, got {first} and {second}")
+    successes = a + b
+    ways = [
+        math.comb(n, k) * math.comb(m, successes - k) if successes - k <= m else 0
+        for k in range(min(n, successes) + 1)
+    ]
+    return sum(way for way in ways if way <= ways[a]) / math.comb(n + m, successes)

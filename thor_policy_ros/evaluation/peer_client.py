@@ -8,13 +8,12 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from thor_policy_ros.model.config import Pi05Config
-from thor_policy_ros.types import F32, ModelInputs
+from thor_policy_ros.types import F32, Closing, ModelInputs
 
 PEERS = Path(__file__).parent / "peers"
 STDERR_KEPT = 2000
@@ -37,7 +36,7 @@ def peer_names() -> list[str]:
     return sorted(path.name[: -len("_peer.py")] for path in PEERS.glob("*_peer.py"))
 
 
-class PeerProcess:
+class PeerProcess(Closing):
     """Speaks with `peers/peer_process.py`. Close it, or use it as a context manager."""
 
     def __init__(self, name: str, python: str, folder: Path | None = None) -> None:
@@ -88,17 +87,6 @@ class PeerProcess:
             self._process.wait()
         self._process.stdout.close()
         self._said.close()
-
-    def __enter__(self) -> PeerProcess:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None

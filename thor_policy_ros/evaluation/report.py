@@ -20,6 +20,7 @@ from thor_policy_ros.evaluation.report_health import Health
 from thor_policy_ros.evaluation.report_moments import add_images, worst_moments
 from thor_policy_ros.evaluation.report_page import Report, page
 from thor_policy_ros.evaluation.report_verdict import WORDS, verdict_of
+from thor_policy_ros.model.whole_file import write_whole
 
 LEFT_OUT = 0.02
 """Messages dropped by the recorder beyond this share are worth a word in the verdict."""
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Bag(arguments.bag, allow_cut=True) as bag:
         report = report_of(bag)
     text = page(report)
-    out.write_text(text, encoding="utf-8")
+    write_whole(out, text)
     print(f"{WORDS[report.verdict.level]}: {report.verdict.headline}")
     print(f"{out}: {len(text) / 1e6:.1f} MB, {len(report.frames.rows)} frames")
     return 0

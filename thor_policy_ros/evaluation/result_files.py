@@ -16,6 +16,8 @@ import torch
 if TYPE_CHECKING:
     from rich.table import Table
 
+from thor_policy_ros.model.whole_file import write_whole
+
 PACKAGES = ("torch", "numpy", "tensorrt", "torch_tensorrt", "tensorrt_rtx")
 
 
@@ -27,7 +29,7 @@ def write_json(result: Mapping[str, Any], destination: str | None) -> None:
     elif destination:
         path = Path(destination)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+        write_whole(path, text + "\n")
 
 
 def command_line() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from thor_policy_ros.model.named_configs import CONFIG
 from thor_policy_ros.model.norm_stats import lerobot_file
 from thor_policy_ros.model.tokenizer import FILE_NAMES
 from thor_policy_ros.model.weight_files import HASH, INDEX, CheckpointError, weight_files
+from thor_policy_ros.model.whole_file import write_whole
 
 CHECKSUMS = "checksums.json"
 FORMAT = 1
@@ -56,17 +57,33 @@ def write_checksums(folder: Path | str) -> Path:
     Raises CheckpointError without weights, and OSError.
     """
     folder = Path(folder)
-    files = {
-        name: Entry((folder / name).stat().st_size, sha256_of(folder / name))._asdict()
-        for name in checkpoint_files(folder)
-    }
-    unfinished = folder / f"{CHECKSUMS}.{os.getpid()}.tmp"
-    try:
-        unfinished.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
-        unfinished.replace(folder / CHECKSUMS)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return folder / CHECKSUMS
+    files = {name: _entry_of(folder / name) for name in checkpoint_files(folder)}
+    return _write(folder, files)
+
+
+def renew_checksums(folder: Path | str, names: Iterable[str]) -> None:
+    """Have checksums.json, where there is one, tell of these files as they are now: to be called
+    by whoever has just written them. The others' entries stay, right or wrong.
+
+    Raises ChecksumError for a checksums.json that cannot be read, and OSError.
+    """
+    folder = Path(folder)
+    if not (folder / CHECKSUMS).is_file():
+        return
+    files = {name: entry._asdict() for name, entry in _read(folder / CHECKSUMS).items()}
+    for name in names:
+        files[name] = _entry_of(folder / name)
+    _write(folder, files)
+
+
+def _entry_of(path: Path) -> dict[str, Any]:
+    return Entry(path.stat().st_size, sha256_of(path))._asdict()
+
+
+def _write(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Path:
+    ordered = {name: files[name] for name in sorted(files)}
+    text = json.dumps({"format": FORMAT, "files": ordered}, indent=1) + "\n"
+    return write_whole(folder / CHECKSUMS, text)
 
 
 def verify_checksums(folder: Path | str, required: bool = False) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from thor_policy_ros.model.norm_stats import LEROBOT_KEYS, NormStats
+from thor_policy_ros.model.whole_file import write_whole
 
 LEROBOT_STATS = "policy_preprocessor_step_3_normalizer_processor.safetensors"
 """The name under which LeRobot's own pipeline for pi0.5 saves its third step."""
@@ -21,7 +22,7 @@ def write_openpi_stats(folder: Path, asset_id: str, stats: NormStats) -> Path:
         part: {name: vector.tolist() for name, vector in getattr(stats, part).items()}
         for part in ("state", "actions")
     }
-    path.write_text(json.dumps({"norm_stats": groups}, indent=1) + "\n")
+    write_whole(path, json.dumps({"norm_stats": groups}, indent=1) + "\n")
     return path
 
 
@@ -32,5 +33,4 @@ def write_lerobot_stats(folder: Path, stats: NormStats) -> Path:
         for part in ("state", "actions")
         for name, vector in getattr(stats, part).items()
     }
-    save_file(tensors, path)
-    return path
+    return write_whole(path, save(tensors))

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from thor_policy_ros.model.file_hashes import HASH_BLOCK, known_sha256, sha256_of
 from thor_policy_ros.model.json_fields import read_object
 from thor_policy_ros.model.key_layout import LAYOUT_PREFIXES, UNUSED_KEYS, layout_of
+from thor_policy_ros.model.whole_file import write_whole
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -90,7 +91,7 @@ def remember_hash(folder: Path | str) -> str:
     folder = Path(folder)
     found = _computed_hash(folder)
     text = json.dumps({"sha256": found, "files": _stamps(folder)}, indent=1)
-    (folder / HASH).write_text(text + "\n")
+    write_whole(folder / HASH, text + "\n")
     return found
 
 

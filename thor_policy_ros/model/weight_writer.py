@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from thor_policy_ros.model.whole_file import named
+
 BLOCK_BYTES = 16 << 20
 DTYPES = {
     torch.float32: "F32",
@@ -50,7 +52,7 @@ def write_safetensors(
     ordered = sorted(plans, key=lambda plan: (-plan.dtype.itemsize, plan.name))  # keeps alignment
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with named(path), os.fdopen(handle, "wb") as file:
             file.write(_header(ordered, metadata))
             for plan in ordered:
                 begun = file.tell()

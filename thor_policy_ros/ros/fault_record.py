@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -102,14 +104,19 @@ def judge(
     return speed_peak, change_peak, moved, failures
 
 
+def without_numbers(message: str) -> str:
+    """The message without its numbers, which change every time."""
+    return re.sub(r"[0-9.]+", "#", message)
+
+
 HEADER = (
     "| fault | peak velocity | peak acceleration | moved during it | the operator saw | after | "
     "recovered in |\n|---|---|---|---|---|---|---|\n"
 )
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """A run as markdown."""
+def table(results: list[dict[str, Any]], not_run: Mapping[str, str] | None = None) -> str:
+    """A run as markdown. not_run: by name, why a fault was left out."""
     rows = []
     for found in results:
         saw_s, recovered_s = found["saw_s"], found["recovered_s"]
@@ -124,4 +131,6 @@ def table(results: list[dict[str, Any]]) -> str:
             "not" if recovered_s is None else f"{recovered_s:.1f} s",
         )
         rows.append("| " + " | ".join(cells) + " |")
+    for name, reason in (not_run or {}).items():
+        rows.append(f"| {name.replace('_', ' ')} | | | | not run: {reason} | | |")
     return HEADER + "\n".join(rows) + "\n"

@@ -49,6 +49,7 @@ def commands(folder: Path, sim_time: bool) -> list[NodeCommand]:
         ("inference_timeout_s", "3.0"),
         ("verification_observations", "1"),
         ("state_file", str(folder / "parameters.json")),
+        ("verification_report_dir", str(folder / "reports")),
     )
     topics = (*(f"camera_{name}/image_raw" for name in CAMERAS), "joint_states", "instruction")
     relayed = tuple((topic, f"sim/{topic}") for topic in topics)
@@ -67,7 +68,7 @@ def commands(folder: Path, sim_time: bool) -> list[NodeCommand]:
 class FaultRig(Node):
     """image, joints, clock: what becomes of each message on its way; set them, `mend` unsets.
 
-    nodes: other than `commands`.
+    folder: whatever the nodes write is in it. nodes: other than `commands`.
     """
 
     def __init__(
@@ -82,10 +83,11 @@ class FaultRig(Node):
         self.backend = ""
         self.said: list[tuple[float, str]] = []
         self._dead_at_s: dict[str, float] = {}
-        self.processes = NodeProcesses(folder)
+        self.folder = folder
+        self.processes = NodeProcesses(folder, {"ROS_LOG_DIR": str(folder / "ros")})
         started = commands(folder, sim_time) if nodes is None else nodes
         self._commands = {command.module: command for command in started}
-        self._callers: dict[str, Any] = {}
+        self._callers: dict[tuple[str, int], Any] = {}
         self.mend()
         self._connect()
 
@@ -129,12 +131,14 @@ class FaultRig(Node):
             self.log.breaks_s.append(time.monotonic())
         os.killpg(self.processes.pid(module), signum)
 
-    def set_parameter(self, node: str, name: str, value: Any) -> None:
-        """Asks; the answer, when it comes, is among `said` if it is a refusal."""
+    def set_parameter(self, node: str, name: str, value: Any, client: int = 0) -> None:
+        """Asks; the answer, when it comes, is among `said` if it is a refusal. client: which of
+        any number of clients of our own asks.
+        """
         request = SetParameters.Request(
             parameters=[Parameter(name, value=value).to_parameter_msg()]
         )
-        self._ask(SetParameters, f"{node}/set_parameters", request)
+        self._ask(SetParameters, f"{node}/set_parameters", request, client)
 
     def call(self, kind: Any, service: str, request: Any) -> None:
         self._ask(kind, service, request)
@@ -147,10 +151,10 @@ class FaultRig(Node):
         self.spin(0.3)
         self.call(SetBool, f"{EXECUTOR}/enable", SetBool.Request(data=True))
 
-    def _ask(self, kind: Any, service: str, request: Any) -> None:
-        client = self._callers.get(service)
+    def _ask(self, kind: Any, service: str, request: Any, number: int = 0) -> None:
+        client = self._callers.get((service, number))
         if client is None:
-            client = self._callers[service] = self.create_client(kind, service)
+            client = self._callers[service, number] = self.create_client(kind, service)
             self.wait(client.service_is_ready, 10.0)
             self.spin(0.2)
 

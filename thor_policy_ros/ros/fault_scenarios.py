@@ -15,6 +15,7 @@ from std_msgs.msg import String
 
 from thor_policy_ros.ros.conversions import seconds, time_msg
 from thor_policy_ros.ros.fault_rig import EXECUTOR, POLICY, ROBOT, FaultRig
+from thor_policy_ros.ros.small_disk import fill, make_room
 
 Act = Callable[[FaultRig], None]
 FREEZE_S = 5.0  # a camera counts as frozen after frozen_camera_after_s, 2 s
@@ -29,8 +30,9 @@ def mend(rig: FaultRig) -> None:
 class Scenario:
     """begin: brings the fault about; during: called every 50 ms while it lasts.
 
-    harmless: chunks go on, so the robot need not stop. sim_time: nodes live by /clock.
+    after: once the robot goes on again. sim_time: nodes live by /clock.
     two_hosts: the policy runs on another host, and the fault is of the network.
+    small_disk: what the nodes write is on a disk that the fault fills.
     """
 
     name: str
@@ -38,10 +40,12 @@ class Scenario:
     begin: Act
     end: Act = mend
     during: Act = lambda rig: None
+    after: Act = lambda rig: None
     lasts_s: float = 2.0
     recovers_s: float = 20.0
     sim_time: bool = False
     two_hosts: bool = False
+    small_disk: bool = False
     short: bool = False
 
 
@@ -165,9 +169,10 @@ def _both(*acts: Act) -> Act:
 
 
 def _eight(rig: FaultRig) -> None:
-    for number in range(8):
-        rig.set_parameter("policy_node", "num_denoise_steps", 1 + number)
-        rig.set_parameter(EXECUTOR, "crossfade_s", 0.05 * number)
+    for again in range(2):  # the second time every client has found its service
+        for client in range(8):
+            rig.set_parameter("policy_node", "num_denoise_steps", 1 + client + again, client)
+            rig.set_parameter(EXECUTOR, "crossfade_s", 0.05 * client, client)
 
 
 def _after_eight(rig: FaultRig) -> None:
@@ -270,16 +275,48 @@ ENGINE = (
     Scenario("inference_never_returns", "engine", _engine("hang"), _restore_engine, lasts_s=5.0,
              recovers_s=SLOW_RECOVERY_S),
 )  # fmt: skip
-SWITCHES = (
-    Scenario("switch_while_cameras_stop", "switch",
-             _both(_set("image", lambda m: ()), _switch("pytorch_pipelined")),
-             _both(mend, _switch("pytorch")), recovers_s=60.0),
-    Scenario("switch_while_engine_gives_nan", "switch",
-             _both(_engine("nan"), _switch("pytorch_pipelined")),
-             _both(_restore_engine, _switch("pytorch")), recovers_s=60.0),
-    Scenario("switch_while_joints_are_missing", "switch",
-             _both(_joints(_drop_first), _switch("pytorch_pipelined")),
-             _both(mend, _switch("pytorch")), recovers_s=60.0),
+
+
+def _switching(scenario: Scenario) -> Scenario:
+    """The same fault while a backend loads, is verified and takes over."""
+    return replace(
+        scenario,
+        name=f"switch_while_{scenario.name}",
+        group="switch",
+        begin=_both(scenario.begin, _switch("pytorch_pipelined")),
+        end=_both(scenario.end, _switch("pytorch")),
+        recovers_s=60.0,
+        short=False,
+    )
+
+
+SWITCHES = tuple(_switching(s) for s in (*CAMERA, *JOINT, *WORDS, *PARAMETERS, ENGINE[0]))
+
+
+def _fill(rig: FaultRig) -> None:
+    fill(rig.folder)
+
+
+def _make_room(rig: FaultRig) -> None:
+    make_room(rig.folder)
+
+
+def _leave(rig: FaultRig) -> None:
+    """As it is, until the robot goes on."""
+
+
+DISKS = tuple(
+    replace(row, group="disk", small_disk=True)
+    for row in (
+        Scenario("disk_full_and_a_parameter_set", "", _both(_fill, _parameter("seed", 7)),
+                 _both(_make_room, _parameter("seed", -1))),
+        Scenario("disk_full_and_a_backend_set", "", _both(_fill, _switch("pytorch_pipelined")),
+                 _both(_make_room, _switch("pytorch")), recovers_s=60.0),
+        Scenario("disk_full_and_policy_killed", "", _both(_fill, _kill(POLICY)), _leave,
+                 during=_fill, after=_make_room, lasts_s=4.0, recovers_s=SLOW_RECOVERY_S),
+        Scenario("disk_full_and_executor_killed", "", _both(_fill, _kill(EXECUTOR)), _leave,
+                 during=_fill, after=_make_room, lasts_s=4.0, recovers_s=60.0),
+    )
 )  # fmt: skip
 PROCESSES = (
     Scenario("policy_killed", "process", _kill(POLICY), recovers_s=SLOW_RECOVERY_S),
@@ -301,4 +338,6 @@ CLOCKS = tuple(
         Scenario("clock_jumps_back", "clock", _jump_clock(-5.0)),
     )
 )
-SCENARIOS = (*CAMERA, *JOINT, *WORDS, *PARAMETERS, *ENGINE, *SWITCHES, *PROCESSES, *CLOCKS)
+SCENARIOS = (
+    *CAMERA, *JOINT, *WORDS, *PARAMETERS, *ENGINE, *SWITCHES, *PROCESSES, *DISKS, *CLOCKS,
+)  # fmt: skip

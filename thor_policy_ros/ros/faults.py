@@ -12,32 +12,39 @@ import argparse
 import contextlib
 import json
 import os
-import re
+import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rclpy
 
 from thor_policy_ros.ros.demo import isolate
 from thor_policy_ros.ros.diagnostics import OK
-from thor_policy_ros.ros.fault_record import FaultResult, judge, table
+from thor_policy_ros.ros.fault_record import FaultResult, judge, table, without_numbers
 from thor_policy_ros.ros.fault_rig import FaultRig
 from thor_policy_ros.ros.fault_scenarios import SCENARIOS, Scenario
 from thor_policy_ros.ros.link_fault_rig import two_host_rig
 from thor_policy_ros.ros.link_fault_scenarios import LINKS
-from thor_policy_ros.ros.two_hosts import refusal
+from thor_policy_ros.ros.small_disk import refusal as small_disk_refusal
+from thor_policy_ros.ros.small_disk import small_disk
+from thor_policy_ros.ros.two_hosts import refusal as two_hosts_refusal
 
 ALL = (*SCENARIOS, *LINKS)
+ELSEWHERE = {
+    "gpu_memory_exhausted": "wants a GPU, and the demo runs on the CPU: "
+    "`benchmarks/gpu_checks.py --sections exhausted`",
+}
 DT_S = 0.01
 # Of config/demo.yaml.
 VELOCITY = np.array([2.0, 2.0, 2.0, 2.0, np.inf])
 ACCELERATION = np.array([10.0, 10.0, 10.0, 10.0, np.inf])
-START_LIMIT_S, BASELINE_S, STILL_FINE_S = 120.0, 1.2, 0.5
+START_LIMIT_S, BASELINE_S, STILL_FINE_S = 300.0, 1.2, 0.5
 # What a busy machine says anyway, and what the end of each of the arm's own episodes brings.
 UNREMARKABLE = (
     "jitter",
@@ -58,7 +65,7 @@ def run_scenario(rig: FaultRig, scenario: Scenario) -> FaultResult:
     rig.seen.clear()
     rig.said.clear()
     rig.spin(BASELINE_S)
-    usual = {(status.name, _without_numbers(status.message)) for _, status in rig.seen}
+    usual = {(status.name, without_numbers(status.message)) for _, status in rig.seen}
     begun_s = time.monotonic()
     scenario.begin(rig)
     while time.monotonic() < begun_s + scenario.lasts_s:
@@ -72,6 +79,7 @@ def run_scenario(rig: FaultRig, scenario: Scenario) -> FaultResult:
     else:
         result.failures.append(f"not tracking {scenario.recovers_s:.0f} s after the fault")
     rig.spin(STILL_FINE_S)
+    scenario.after(rig)
     _look(rig, result, usual, begun_s)
     found = judge(rig.log, begun_s, ended_s, DT_S, VELOCITY, ACCELERATION)
     result.peak_velocity, result.peak_acceleration, result.moved, failures = found
@@ -84,7 +92,7 @@ def _look(rig: FaultRig, result: FaultResult, usual: set[tuple[str, str]], begun
     """The first thing out of the ordinary that was said."""
     said = [(at_s, text) for at_s, text in rig.said if at_s >= begun_s]
     for at_s, status in rig.seen:
-        kind = (status.name, _without_numbers(status.message))
+        kind = (status.name, without_numbers(status.message))
         odd = status.level != OK and kind not in usual
         if at_s >= begun_s and odd and not any(w in status.message for w in UNREMARKABLE):
             said.append((at_s, f"{status.name}: {status.message}"))
@@ -93,16 +101,12 @@ def _look(rig: FaultRig, result: FaultResult, usual: set[tuple[str, str]], begun
         result.saw_s = at_s - begun_s
 
 
-def _without_numbers(message: str) -> str:
-    """The message without its numbers, which change every time."""
-    return re.sub(r"[0-9.]+", "#", message)
-
-
 def run_all(scenarios: Sequence[Scenario]) -> list[FaultResult]:
-    """Scenarios that live by /clock, and those of two hosts, want nodes of their own."""
+    """Scenarios that live by /clock, of a full disk, and of two hosts want nodes of their own."""
     results = []
     for bench, chosen in (
-        (one_host_rig, [s for s in scenarios if not (s.sim_time or s.two_hosts)]),
+        (one_host_rig, [s for s in scenarios if not (s.sim_time or s.two_hosts or s.small_disk)]),
+        (full_disk_rig, [s for s in scenarios if s.small_disk]),
         (partial(one_host_rig, sim_time=True), [s for s in scenarios if s.sim_time]),
         (two_host_rig, [s for s in scenarios if s.two_hosts]),
     ):
@@ -122,12 +126,20 @@ def one_host_rig(folder: Path, sim_time: bool = False) -> Iterator[FaultRig]:
         rclpy.try_shutdown()
 
 
+@contextlib.contextmanager
+def full_disk_rig(folder: Path) -> Iterator[FaultRig]:
+    """Raises NoSmallDiskError where there can be none."""
+    with small_disk(folder), one_host_rig(folder) as rig:
+        yield rig
+
+
 def _run_on(rig: FaultRig, chosen: Sequence[Scenario], folder: Path) -> list[FaultResult]:
     results = []
     try:
         rig.start()
         if not rig.wait(lambda: rig.healthy, START_LIMIT_S):
-            raise RuntimeError(f"the robot did not start in {START_LIMIT_S} s; see {folder}")
+            reason = f"the robot did not start in {START_LIMIT_S:.0f} s; see {folder}"
+            return [FaultResult(s.name, s.group, failures=[reason]) for s in chosen]
         for scenario in chosen:
             results.append(run_scenario(rig, scenario))
             _tell(results[-1])
@@ -156,6 +168,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", type=Path, help="print the table of a run's JSON and end")
 
 
+def not_run(chosen: Sequence[Scenario]) -> dict[str, str]:
+    """Scenarios that this machine cannot bring about, and why."""
+    with tempfile.TemporaryDirectory() as folder:
+        no_disk = small_disk_refusal(Path(folder))
+    no_hosts = two_hosts_refusal(relayed=True)
+    found = {s.name: no_hosts for s in chosen if s.two_hosts}
+    found.update({s.name: no_disk for s in chosen if s.small_disk})
+    return {name: reason for name, reason in found.items() if reason}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="thor-policy faults",
@@ -165,7 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.table:
-        sys.stdout.write(table(json.loads(arguments.table.read_text())["faults"]))
+        stored = json.loads(arguments.table.read_text())
+        sys.stdout.write(table(stored["faults"], stored.get("not_run", {})))
         return 0
     chosen = [
         s for s in ALL
@@ -175,23 +198,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write("".join(f"{s.group:<11} {s.name}\n" for s in chosen))
         return 0
     isolate()
-    reason = refusal(relayed=True)
-    left_out = [s.name for s in chosen if s.two_hosts and reason]
-    if left_out:
-        sys.stdout.write(f"not run: {', '.join(left_out)}: {reason}\n")
+    left_out = not_run(chosen)
+    for reason in dict.fromkeys(left_out.values()):
+        names = [name for name, why in left_out.items() if why == reason]
+        sys.stdout.write(f"not run: {', '.join(names)}: {reason}\n")
     results = run_all([s for s in chosen if s.name not in left_out])
     failed = [r.name for r in results if r.failures]
-    document = {
-        "command": "thor-policy faults",
-        "cpu_count": os.cpu_count(),
-        "limits": {"velocity": 2.0, "acceleration": 10.0},
-        "not_run": dict.fromkeys(left_out, reason),
-        "faults": [r.as_dict() for r in results],
-    }
     if arguments.json:
+        document = document_of(arguments.only, left_out, results)
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     sys.stdout.write(f"{len(results)} faults, {len(failed)} failed: {', '.join(failed)}\n")
     return 1 if failed or not results else 0
+
+
+def document_of(
+    only: Sequence[str] | None, left_out: Mapping[str, str], results: Sequence[FaultResult]
+) -> dict[str, Any]:
+    """What --json holds. only: the faults that were asked for by name."""
+    return {
+        "command": shlex.join(["thor-policy", "faults", *(["--only", *only] if only else [])]),
+        "cpu_count": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "limits": {"velocity": 2.0, "acceleration": 10.0},
+        "not_run": left_out if only else {**left_out, **ELSEWHERE},
+        "faults": [r.as_dict() for r in results],
+    }
 
 
 if __name__ == "__main__":

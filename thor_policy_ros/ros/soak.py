@@ -45,6 +45,7 @@ from thor_policy_ros.runtime.backend_switch import is_variant
 START_LIMIT_S, SWITCH_LIMIT_S = 120.0, 120.0
 DWELL_S = (0.2, 0.6)
 BASELINE_S = 5.0
+DEMO_SPEED_M_S = 0.12
 REPLACED_EVERY = 10
 """Every so many switches another name is asked for just before."""
 
@@ -168,7 +169,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def node_commands(arguments: argparse.Namespace, first: str) -> list[NodeCommand]:
+def node_commands(
+    arguments: argparse.Namespace, first: str, speed_m_s: float = DEMO_SPEED_M_S
+) -> list[NodeCommand]:
     share = share_dir()
     config = (share / "config" / "demo.yaml",)
     checkpoint = arguments.checkpoint or share / "checkpoints" / "demo"
@@ -188,7 +191,7 @@ def node_commands(arguments: argparse.Namespace, first: str) -> list[NodeCommand
         NodeCommand(
             "sim_robot_node",
             config,
-            (("episodes", "0"),),
+            (("episodes", "0"), ("speed", str(speed_m_s))),
             remaps=(("commands", "chunk_executor_node/commands"),),
         ),
     ]

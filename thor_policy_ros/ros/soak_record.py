@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -118,13 +118,13 @@ class SoakRecord:
             "failures": self.failures,
             "hold_s": {"max": max(self.hold_s, default=0.0), "count": sum(map(bool, self.hold_s))},
             "commands": self.commands,
-            "command_gap_ms": _quantiles([gap * 1e3 for gap in self.command_gaps_s]),
+            "command_gap_ms": quantiles([gap * 1e3 for gap in self.command_gaps_s]),
             "executor_ticks_missed": {
                 "before_switching": round(self.missed_share(self.ticks_before), 4),
                 "while_switching": round(self.missed_share(self.ticks), 4),
             },
-            "set_call_ms": _quantiles(self.set_calls_ms),
-            "switch_s": _quantiles(self.switch_s),
+            "set_call_ms": quantiles(self.set_calls_ms),
+            "switch_s": quantiles(self.switch_s),
             "rss_mb": {
                 "first": _mb(self.rss[:1]),
                 "last": _mb(self.rss[-1:]),
@@ -138,7 +138,8 @@ class SoakRecord:
         return now_s - self._episode_at_s < SETTLING_S
 
 
-def _quantiles(values: list[float]) -> Mapping[str, float]:
+def quantiles(values: Sequence[float]) -> Mapping[str, float]:
+    """p50, p95, p99 and max; empty for no values."""
     if not values:
         return {}
     p50, p95, p99 = np.percentile(values, (50, 95, 99))

@@ -10,7 +10,6 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from thor_policy_ros.backends.registry import create_backend, spec_of
@@ -26,6 +25,7 @@ from thor_policy_ros.types import (
     ActionChunk,
     Backend,
     BackendSpec,
+    Closing,
     EngineOptions,
     ModelInputs,
     Observation,
@@ -39,7 +39,7 @@ class InferenceRefusedError(RuntimeError):
     """The policy computed a chunk that must not be used; the message says why."""
 
 
-class UnifiedPolicy:
+class UnifiedPolicy(Closing):
     """Transforms, model and backend of one checkpoint. One thread uses it at a time.
 
     Loading raises, before any weight is read, for a folder without config, statistics or
@@ -127,14 +127,3 @@ class UnifiedPolicy:
     def close(self) -> None:
         """Free the model's memory."""
         self.backend.close()
-
-    def __enter__(self) -> UnifiedPolicy:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from thor_policy_ros.model.checkpoint import save_pi05
+from thor_policy_ros.model.checksums import write_checksums
 from thor_policy_ros.model.config import PolicyConfig, to_json
 from thor_policy_ros.model.pi05 import Pi05
 
@@ -33,6 +34,7 @@ def write_checkpoint(
     stats.parent.mkdir(parents=True, exist_ok=True)
     _write_json(stats, {"norm_stats": norm_stats})
     (folder / TOKENIZER).write_bytes(tokenizer)
+    write_checksums(folder)
     return folder
 
 

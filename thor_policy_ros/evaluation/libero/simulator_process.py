@@ -8,13 +8,12 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import thor_policy_ros
 from thor_policy_ros.sim.libero import wire
 from thor_policy_ros.sim.libero.wire import Moved, Seen, SimulatorWireError, Task
-from thor_policy_ros.types import F32
+from thor_policy_ros.types import F32, Closing
 
 LOG_TAIL = 400
 MODULE = "thor_policy_ros.sim.libero.process"
@@ -28,7 +27,7 @@ class SimulatorRefusedError(ValueError):
     """The simulator can play nothing of this evaluation; the message says what to do."""
 
 
-class SimulatorProcess:
+class SimulatorProcess(Closing):
     """One simulator. One thread uses it; after a SimulatorLostError only `close` is left.
 
     python: of the simulator's environment. timeout_s: for one control step and whatever comes
@@ -138,17 +137,6 @@ class SimulatorProcess:
             said = log.read().decode(errors="replace").strip()
         end = f"; the end of its log {self._log}: {said[-LOG_TAIL:]}" if said else ""
         return SimulatorLostError(f"the simulator {what}{end}")
-
-    def __enter__(self) -> SimulatorProcess:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def checked_python(environment: Path) -> Path:
