@@ -181,7 +181,7 @@ def test_a_merged_checkpoint_is_known_with_what_lies_beside_it(
     capsys.readouterr()
     status, found = inspected(made)
     assert (status, found["layout"], found["missing"]) == (0, "merged", [])
-    assert found["beside"] == ["fp8_mlp.safetensors", "weights_hash.json"]
+    assert found["beside"] == ["checksums.json", "fp8_mlp.safetensors", "weights_hash.json"]
     _, before = inspected(source)
     assert found["parameters"] == before["parameters"] and found["sizes"] == before["sizes"]
 
