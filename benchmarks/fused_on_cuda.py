@@ -9,8 +9,9 @@ weights    random weights and FP8 scales, written to a temporary folder (7 GB)
 reference  64 inputs through float32 eager PyTorch
 precision  worst cosine of actions and flow of 64 inputs, for both engines and bfloat16 PyTorch
 frames     p50 and p99 in turns: full frames of 10 and 3 steps, reuse frames, single steps, for
-           eager PyTorch, the same sequence of torch operations as graphs, fused with kernels that
-           do not overlap (fused_serial), fused and fused_fp8
+           eager PyTorch, the same sequence of torch operations as graphs, fused with a kernel for
+           each product of a denoise step, overlapping (fused_single) or not (fused_serial), fused
+           and fused_fp8
 profile    time by kernel of a full frame
 ready      seconds from the start of a process to its first chunk that meets the reference
 table      the targets, what was measured, and whether it is met
@@ -34,18 +35,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fused_targets import print_table, table_of
+
 ROOT = Path(__file__).parents[1]
 TOY = ROOT / "test" / "data" / "golden" / "pi05_toy"
 SAID_LAST = 4000
 INPUTS, CAMERAS, PROMPT_TOKENS = 64, 2, 20
-ENGINES = ("pytorch", "torch_graphs", "fused_serial", "fused", "fused_fp8")
-TARGETS_MS = {  # of the H200, p50: bfloat16, FP8
-    "full, 10 steps": (10.0, 7.0),
-    "full, 3 steps": (6.5, 4.5),
-    "reuse, 10 steps": (4.0, 3.5),
-    "one step": (0.35, 0.3),
-}
-TARGET_COSINE, TARGET_READY_S, TARGET_P99_OVER_P50 = (0.9995, 0.999), 30.0, 1.05
+ENGINES = ("pytorch", "torch_graphs", "fused_serial", "fused_single", "fused", "fused_fp8")
 
 
 def main() -> int:
@@ -147,7 +143,7 @@ def made(name: str, arguments: argparse.Namespace) -> Any:
 
     device, config = device_of(arguments), config_of(arguments)
     row = {"fused": "fused_freq1", "fused_fp8": "fused_fp8_freq1"}.get(name, name)
-    special = name in ("torch_graphs", "fused_serial")
+    special = name in ("torch_graphs", "fused_serial", "fused_single")
     if name == "pytorch" or not (arguments.rehearse or special):
         return create_backend(row, arguments.work, config, device, torch.bfloat16)
 
@@ -158,7 +154,9 @@ def made(name: str, arguments: argparse.Namespace) -> Any:
             ops, DeviceProducts(ops, emulated_matmul if device == "cpu" else device_matmul)
         )
 
-    execution = replace(execution_on(torch.device(device), torch.bfloat16), make_tools=tools)
+    execution = replace(execution_on(torch.device(device), torch.bfloat16), make_stack=None)
+    if name != "fused_single" or arguments.rehearse:
+        execution = replace(execution, make_tools=tools)
     model = load_pi05(arguments.work, config, device, torch.bfloat16)
     if name == "fused_fp8":
         scales = read_scales(arguments.work, config.language.depth - 1)
@@ -426,44 +424,8 @@ def ready_one(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Targets beside what the sections before this one measured."""
     sections = json.loads(arguments.out.read_text())["sections"]
-    rows = []
-    for index, name in enumerate(("fused", "fused_fp8")):
-        measured = sections.get("frames", {}).get(name, {}).get("ms", {})
-        for kind, targets in TARGETS_MS.items():
-            rows.append(row_of(name, kind, targets[index], measured.get(kind)))
-        cosine = sections.get("precision", {}).get(name, {}).get("actions_cosine")
-        wanted = TARGET_COSINE[index]
-        rows.append(
-            {"engine": name, "kind": "worst cosine", "target": wanted, "measured": cosine,
-             "met": cosine is not None and cosine >= wanted}
-        )  # fmt: skip
-        seconds = sections.get("ready", {}).get(name, {}).get("ready_s")
-        rows.append(
-            {"engine": name, "kind": "ready, s", "target": TARGET_READY_S, "measured": seconds,
-             "met": seconds is not None and seconds <= TARGET_READY_S}
-        )  # fmt: skip
-    return {"rows": rows, "of": "a rehearsal" if arguments.rehearse else "a GPU"}
-
-
-def row_of(name: str, kind: str, target: float, ms: dict[str, float] | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"engine": name, "kind": kind, "target": target, "measured": None}
-    if ms is None:
-        return {**row, "met": False}
-    steady = kind == "one step" or ms["p99"] <= TARGET_P99_OVER_P50 * ms["p50"]
-    return {
-        **row, "measured": ms["p50"], "p99": ms["p99"],
-        "met": ms["p50"] <= target, "p99_within_5_percent": steady,
-    }  # fmt: skip
-
-
-def print_table(result: dict[str, Any]) -> None:
-    for row in result.get("rows", []):
-        measured = "-" if row["measured"] is None else f"{row['measured']:.4f}"
-        p99 = f"p99 {row['p99']:.3f}" if "p99" in row else ""
-        met = "met" if row["met"] else "not met"
-        print(f"{row['engine']:<10} {row['kind']:<16} {row['target']:>8} {measured:>9} {met} {p99}")
+    return table_of(sections, "a rehearsal" if arguments.rehearse else "a GPU")
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
