@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from thor_policy_ros.backends.engine_cache import EngineCache, EngineKey, read_key
+from thor_policy_ros.backends.registry import BACKENDS, availability
 from thor_policy_ros.evaluation import doctor
 from thor_policy_ros.evaluation.checks import FINE, NOTE, WRONG, Check, exit_status
 from thor_policy_ros.evaluation.cli import main
@@ -95,6 +97,13 @@ def test_a_backend_for_the_cpu_can_do_without_a_gpu() -> None:
     checks = check_machine(replace(MACHINE, gpus=(), device_files=()), needs_gpu=False)
     assert by_subject(checks)["gpu"].level == NOTE
     assert exit_status(checks) == 0
+
+
+def test_an_engine_that_runs_without_a_gpu_is_not_said_to_want_one() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU: which engines run without one is not seen here")
+    able = {spec.engine for name, spec in BACKENDS.items() if not availability(name)}
+    assert able and able <= set(doctor.ON_A_CPU)
 
 
 def test_a_backend_that_cannot_run_names_what_is_missing_and_the_others() -> None:

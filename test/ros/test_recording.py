@@ -170,6 +170,14 @@ def test_what_is_missing_is_named(probe: Probe, node: Callable[..., None], tmp_p
     assert not (tmp_path / "bag").exists()
 
 
+def test_a_shell_that_has_not_sourced_ros_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
+    assert main(["record", "-o", str(tmp_path / "bag"), "--seconds", "1"]) == 2
+    assert "source .venv/setup.bash" in capsys.readouterr().err
+
+
 def test_a_disk_that_fills_up_ends_the_recording_with_the_reason(
     probe: Probe, node: Callable[..., None], tmp_path: Path
 ) -> None:

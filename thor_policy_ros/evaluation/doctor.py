@@ -32,7 +32,7 @@ from thor_policy_ros.evaluation.machine_facts import MachineFacts, read_machine
 
 MARKS = {FINE: ("fine", "green"), NOTE: ("note", "yellow"), WRONG: ("WRONG", "bold red")}
 STARTUP_S = 30.0
-ON_A_CPU = ("pytorch", "openpi_remote")
+ON_A_CPU = ("pytorch", "fused", "openpi_remote")
 PACKAGE = Path(thor_policy_ros.__file__).resolve().parent
 
 

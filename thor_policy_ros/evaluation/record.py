@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -30,6 +31,11 @@ def run(arguments: argparse.Namespace) -> int:
     """The exit status of the recorder, which has ROS and is a process of its own."""
     if find_spec("rclpy") is None:
         raise ValueError("rclpy cannot be imported: ROS 2 is not installed, or not sourced")
+    if not os.environ.get("AMENT_PREFIX_PATH"):  # where messages say what they are made of
+        raise ValueError(
+            "ROS 2 is not sourced: `source install/setup.bash` of the workspace first, in a"
+            " checkout `source .venv/setup.bash`"
+        )
     command = [sys.executable, "-m", "thor_policy_ros.ros.record"]
     command += ["--output", str(arguments.output), "--node", arguments.node]
     for name in ("seconds", "wait", "queue_mb", "keep_free_mb"):
