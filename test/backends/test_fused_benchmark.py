@@ -30,7 +30,7 @@ def test_a_rehearsal_fills_the_table_and_a_broken_section_is_recorded(tmp_path: 
     assert "reference.npy" in found.pop("precision")["said"]
     assert not [name for name, section in found.items() if "error" in section]
     assert found["toy"]["within_2e-4"] and found["toy"]["pipelined_equal"]
-    engines = {"pytorch", "torch_graphs", "fused_serial", "fused", "fused_fp8"}
+    engines = {"pytorch", "torch_graphs", "fused_serial", "fused_single", "fused", "fused_fp8"}
     assert set(found["frames"]) == engines
     assert all("p50" in engine["ms"]["one step"] for engine in found["frames"].values())
     rows = {(row["engine"], row["kind"]): row for row in found["table"]["rows"]}
