@@ -164,15 +164,26 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--hold", type=float, default=0.0, help="hold that is allowed, s (default 0)"
     )
+    parser.add_argument(
+        "--realtime-priority",
+        type=int,
+        default=0,
+        help="of the executor's control thread, with its memory locked, as a robot would have it"
+        " (default 0: an ordinary thread)",
+    )
     parser.add_argument("--out", type=Path, default=Path("out/soak"), help="folder for logs")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     return parser.parse_args(argv)
 
 
 def node_commands(
-    arguments: argparse.Namespace, first: str, speed_m_s: float = DEMO_SPEED_M_S
+    arguments: argparse.Namespace,
+    first: str,
+    speed_m_s: float = DEMO_SPEED_M_S,
+    realtime_priority: int = 0,
 ) -> list[NodeCommand]:
     share = share_dir()
+    realtime = (("realtime_priority", str(realtime_priority)), ("lock_memory", "true"))
     config = (share / "config" / "demo.yaml",)
     checkpoint = arguments.checkpoint or share / "checkpoints" / "demo"
     return [
@@ -187,7 +198,12 @@ def node_commands(
                 ("verification_report_dir", str((arguments.out / "reports").resolve())),
             ),
         ),
-        NodeCommand("chunk_executor_node", config, remaps=EXECUTOR_REMAPS),
+        NodeCommand(
+            "chunk_executor_node",
+            config,
+            realtime if realtime_priority else (),
+            remaps=EXECUTOR_REMAPS,
+        ),
         NodeCommand(
             "sim_robot_node",
             config,
@@ -230,7 +246,8 @@ def run_nodes(arguments: argparse.Namespace) -> SoakRecord:
     node = SoakNode(record, arguments.out / "reports")
     try:
         with NodeProcesses(arguments.out / "logs") as processes:
-            processes.start(node_commands(arguments, names[0]))
+            priority = arguments.realtime_priority
+            processes.start(node_commands(arguments, names[0], realtime_priority=priority))
             node.policy_pid = processes.pid("policy_node")
             node.wait(lambda: node.backend and record.commands, "the first chunk", START_LIMIT_S)
             node.spin_for(BASELINE_S)
@@ -257,6 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "mode": arguments.mode,
         "device": arguments.device,
         "cpu_count": os.cpu_count(),
+        "realtime_priority": arguments.realtime_priority,
     }
     text = json.dumps({"settings": settings, **record.summary(), "faults": faults}, indent=1)
     if arguments.json:
