@@ -78,6 +78,7 @@ def _soak(file: Path, run: Row) -> str:
                   f"{motion['peak_acceleration']:.2f} rad/s² of {limits['acceleration']}"),
         *((f"memory of {name}", _memory(found)) for name, found in run["memory"].items()
           if "growth" in found),
+        *((what, text) for what, text in run.get("afterwards", {}).items()),
         ("not good enough", "; ".join(run["faults"]) or "nothing"),
     ]  # fmt: skip
     heading = (

@@ -61,13 +61,13 @@ def viewer_table() -> str:
     return markdown_table(VIEWER)
 
 
-def fault_table(file: str = "faults.json") -> str:
-    """A stored run of `thor-policy faults`."""
+def fault_table(links: bool) -> str:
+    """The stored run of `thor-policy faults`: of the link between two hosts, or the others."""
     from thor_policy_ros.ros.fault_record import table
 
-    stored = guide_results.RESULTS / file
-    run = json.loads(stored.read_text())
-    return table(run["faults"], run.get("not_run", {}))
+    run = json.loads((guide_results.RESULTS / "faults.json").read_text())
+    rows = [row for row in run["faults"] if (row["group"] == "link") == links]
+    return table(rows, {} if links else run["not_run"])
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -84,10 +84,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "viewers.launch.py": lambda: guide_launch.table("viewers.launch.py"),
     "commands": guide_commands.commands,
     "checks": guide_checks.table,
-    "faults": fault_table,
+    "faults": lambda: fault_table(links=False),
     "soak": guide_runs.soaks,
     "gpu exhausted": guide_runs.exhausted,
-    "link faults": lambda: fault_table("faults_two_hosts.json"),
+    "link faults": lambda: fault_table(links=True),
     "backends": guide_results.backends,
     "latency": guide_results.latency,
     "precision": guide_results.precision,

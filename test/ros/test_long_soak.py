@@ -96,61 +96,76 @@ def test_the_slope_of_the_memory_is_told_after_the_warm_up() -> None:
     assert record.faults(36.0 * 20) == []
 
 
-def moved(motion: Motion, begin_s: float, speed: float, ticks: int = 100) -> float:
-    for k in range(ticks):
-        motion.add(begin_s + 0.01 * k, [min(k * 0.001, speed) * 0.01 * k, 0.0, 0.0, 0.0, 0.0])
-    return begin_s + 0.01 * (ticks - 1)
+class Robot:
+    """Commands of a motion back and forth at up to 1.5 rad/s, 100 a second."""
+
+    def __init__(self) -> None:
+        self.motion, self.now_s, self.at, self.speed = Motion(), 10.0, 0.0, 0.0
+
+    def move(self, ticks: int) -> None:
+        for _ in range(ticks):
+            self.now_s += 0.01
+            self.speed = 1.5 * np.sin(4.0 * self.now_s)
+            self.at += 0.01 * self.speed
+            still = [0.0] * 4
+            self.motion.add(self.now_s, [self.at, *still], [self.speed, *still])
+
+    def put(self, at: float, pause_s: float) -> None:
+        self.at, self.now_s = at, self.now_s + pause_s
+
+    @property
+    def faults(self) -> list[str]:
+        self.motion.finish()
+        return LongSoakRecord(motion=self.motion).faults(0.0)
 
 
-def test_only_a_reset_may_leave_a_gap_of_the_commands() -> None:
-    motion = Motion()
-    end_s = moved(motion, 10.0, 0.01)
-    motion.reset(end_s)
-    end_s = moved(motion, end_s + 0.3, 0.01)
-    moved(motion, end_s + 0.7, 0.01)
-    assert motion.longest_gap_s == 0.0, "judged later"
-    motion.finish()
-    assert motion.longest_gap_s == pytest.approx(0.7) and motion.motions == 2
-    assert motion.longest_reset_gap_s == pytest.approx(0.3)
-    found = LongSoakRecord(motion=motion).faults(0.0)
-    assert any("no command for 0.700 s" in fault for fault in found)
+def test_a_pause_is_a_gap_unless_the_robot_was_moved_meanwhile() -> None:
+    robot = Robot()
+    robot.move(100)
+    robot.motion.reset(robot.now_s)
+    robot.put(0.7, 0.3)
+    robot.move(100)
+    robot.now_s += 0.6
+    robot.move(100)
+    assert robot.motion.found.longest_gap_s == 0.0, "judged later"
+    assert any("no command for 0.610 s" in fault for fault in robot.faults)
+    assert robot.motion.found.longest_reset_gap_s == pytest.approx(0.31)
 
 
 def test_word_of_a_reset_may_come_after_the_robot_was_moved() -> None:
-    motion, now_s = Motion(), 10.0
+    robot = Robot()
     for episode in range(20):
-        for k in range(200):
-            now_s += 0.01
-            motion.add(now_s, [float(episode % 2), 0.0, 0.0, 0.0, 0.0])
-            if k == 150 and episode:
-                motion.reset(now_s - 1.51 - 0.2)
-        now_s += 0.2
-    motion.finish()
-    assert motion.failures == [] and motion.motions == 20
-    assert motion.longest_gap_s < 0.02 and motion.longest_reset_gap_s == pytest.approx(0.21)
+        ended_s = robot.now_s
+        robot.put(0.5 * (episode % 2), 0.2)
+        robot.move(150)
+        robot.motion.reset(ended_s)
+        robot.move(50)
+    robot.motion.finish()
+    found = robot.motion.found
+    assert not any("leap" in failure or "velocity" in failure for failure in found.failures)
+    assert found.begun_anew == 19 and found.longest_gap_s < 0.02
 
 
 def test_a_leap_without_a_reset_is_found() -> None:
-    motion = Motion()
-    for k in range(4000):
-        motion.add(10.0 + 0.01 * k + 0.2 * (k >= 1500), [float(k >= 1500), 0.0, 0.0, 0.0, 0.0])
-    motion.finish()
-    assert any("velocity" in failure for failure in motion.failures)
-    assert motion.longest_gap_s == pytest.approx(0.21)
+    robot = Robot()
+    robot.move(1500)
+    robot.put(robot.at + 1.0, 0.2)
+    robot.move(2500)
+    assert any("a leap of 1.0" in fault for fault in robot.faults)
 
 
-def test_a_motion_beyond_the_limits_is_found_in_any_piece() -> None:
+def test_what_exceeds_a_limit_is_found_in_any_part() -> None:
     motion = Motion()
     for k in range(7000):
-        position = 0.3 if k >= 6990 else 0.0
-        motion.add(10.0 + 0.01 * k, [position, 0.0, 0.0, 0.0, 0.0])
+        speed = 30.0 if k == 6990 else 0.0
+        motion.add(10.0 + 0.01 * k, [0.3 * (k >= 6990), 0, 0, 0, 0], [speed, 0, 0, 0, 0])
     motion.finish()
-    assert any("velocity 30.000" in fault for fault in motion.failures)
-    assert motion.peak_velocity == pytest.approx(30.0)
+    assert any("velocity 30.000" in fault for fault in motion.found.failures)
+    assert motion.found.peak_velocity == pytest.approx(30.0)
     motion = Motion()
-    motion.add(1.0, [math.nan, 0.0, 0.0, 0.0, 0.0])
+    motion.add(1.0, [math.nan, 0.0, 0.0, 0.0, 0.0], [0.0] * 5)
     motion.finish()
-    assert motion.failures == ["a command is not finite (at 1.0 s)"]
+    assert motion.found.failures == ["a command is not finite (before 1.0 s)"]
 
 
 def test_trips_and_surprises_are_faults() -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-GAP_S = 0.045
-"""A pause of the commands this long, around a reset, is another motion."""
+SAME = 1e-6
+"""A step that differs by less from the velocity that the executor says is that step, rad."""
+DISORDER_S = 0.5
+"""Word of a break may be earlier than the commands before it, by the clock of arrival."""
 ROUNDING = 1.01
 
 
@@ -36,35 +38,60 @@ class FaultResult:
 
 @dataclass
 class CommandLog:
-    """Commands as they came: time of arrival, f64[A]. breaks: when a reset was about."""
+    """Commands as `~/commanded_state` says them: when, f64[A] positions, f64[A] velocities of the
+    steps that lead there. breaks: when the robot was moved by something else; each may begin one
+    new motion elsewhere, from `settled_s` after it at the latest.
+    """
 
     times_s: list[float] = field(default_factory=list)
     positions: list[Any] = field(default_factory=list)
+    velocities: list[Any] = field(default_factory=list)
     breaks_s: list[float] = field(default_factory=list)
+    settled_s: float = 6.0
 
-    def add(self, now_s: float, positions: Any) -> None:
+    def add(self, now_s: float, positions: Any, velocities: Any) -> None:
         self.times_s.append(now_s)
         self.positions.append(np.array(positions, np.float64))
+        self.velocities.append(np.array(velocities, np.float64))
 
     def clear(self) -> None:
-        self.times_s, self.positions, self.breaks_s = [], [], self.breaks_s[-3:]
+        self.times_s, self.positions, self.velocities = [], [], []
+        self.breaks_s = self.breaks_s[-3:]
 
-    def motions(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Uninterrupted motions as times f64[N] and positions f64[N,A]."""
-        times = np.array(self.times_s)
-        if len(times) < 2:
-            return []
-        cuts = [
-            k + 1
-            for k in np.flatnonzero(np.diff(times) > GAP_S)
-            if any(-0.5 < times[k + 1] - at < 6.0 for at in self.breaks_s)
-        ]
-        path = np.array(self.positions)
-        return [
-            (t, p)
-            for t, p in zip(np.split(times, cuts), np.split(path, cuts), strict=True)
-            if len(t) > 2
-        ]
+    def split(self, end: int) -> CommandLog:
+        """Takes the first `end` out; the last of them stays too, for the step that follows: one
+        change of velocity in a whole part is not judged.
+        """
+        taken = CommandLog(
+            self.times_s[:end], self.positions[:end], self.velocities[:end], self.breaks_s,
+            self.settled_s,
+        )  # fmt: skip
+        kept = max(0, end - 1)
+        del self.times_s[:kept], self.positions[:kept], self.velocities[:kept]
+        return taken
+
+    def take_break(self, begin_s: float, end_s: float) -> bool:
+        """Whether a motion that ended at `begin_s` may go on elsewhere at `end_s`."""
+        for at_s in self.breaks_s:
+            if begin_s - self.settled_s < at_s < end_s + DISORDER_S:
+                self.breaks_s.remove(at_s)
+                return True
+        return False
+
+
+@dataclass
+class Judgement:
+    """Peaks and distance of the limited joints, gaps between commands in s, motions begun anew,
+    commands that were lost on the way here, and what was not in order."""
+
+    peak_velocity: float = 0.0
+    peak_acceleration: float = 0.0
+    moved: float = 0.0
+    longest_gap_s: float = 0.0
+    longest_reset_gap_s: float = 0.0
+    begun_anew: int = 0
+    lost: int = 0
+    failures: list[str] = field(default_factory=list)
 
 
 def judge(
@@ -74,34 +101,50 @@ def judge(
     dt_s: float,
     velocity: np.ndarray,
     acceleration: np.ndarray,
-) -> tuple[float, float, float, list[str]]:
-    """Peak velocity and acceleration and the distance moved, of the limited joints, and why the
-    commands were not in order.
+) -> Judgement:
+    """velocity, acceleration: f64[A], inf for a joint that follows directly.
 
-    Every command is one tick of `dt_s`; where one was lost on the way, the two steps count as two.
+    Every command is one tick of `dt_s` whenever it came, so a step is judged by itself: where it
+    is the velocity that the executor says, it is one tick; where not, the robot was moved by
+    something else meanwhile, or commands were lost on the way here.
     """
-    limited = np.isfinite(velocity)
-    speed_peak = change_peak = moved = 0.0
-    failures: list[str] = []
+    found = Judgement()
     if any(not np.isfinite(p).all() for p in log.positions):
-        failures.append("a command is not finite")
-    for times, path in log.motions():
-        steps = np.diff(path[:, limited], axis=0)
-        ticks = np.maximum(1, np.round(np.diff(times) / dt_s))[:, None]
-        speed = np.abs(steps) / dt_s
-        lost = speed > velocity[limited] * ROUNDING
-        speeds = np.where(lost, steps / (ticks * dt_s), steps / dt_s)
-        change = np.abs(np.diff(speeds, axis=0)) / dt_s
-        whole = ~(lost[1:] | lost[:-1])
-        speed_peak = max(speed_peak, float(np.abs(speeds).max()))
-        change_peak = max(change_peak, float(np.where(whole, change, 0.0).max()))
-        inside = (times[1:] >= fault_s) & (times[1:] <= end_s)
-        moved = max(moved, float(np.abs(steps[inside]).sum(0).max(initial=0.0)))
-        if (np.abs(speeds) > velocity[limited] * ROUNDING).any():
-            failures.append(f"velocity {np.abs(speeds).max():.3f} exceeds its limit")
-        if (np.where(whole, change, 0.0) > acceleration[limited] * ROUNDING + 0.01).any():
-            failures.append(f"acceleration {change_peak:.2f} exceeds its limit")
-    return speed_peak, change_peak, moved, failures
+        found.failures.append("a command is not finite")
+    if len(log.times_s) < 2:
+        return found
+    limited = np.isfinite(velocity)
+    fastest, hardest = velocity[limited] * ROUNDING, acceleration[limited] * ROUNDING + 0.01
+    times = np.array(log.times_s)
+    gaps = np.diff(times)
+    steps = np.diff(np.array(log.positions)[:, limited], axis=0)
+    said = np.array(log.velocities)[1:, limited]
+    joined: np.ndarray = np.all(np.abs(steps - said * dt_s) <= SAME, axis=1)
+    anew = np.zeros(len(steps), bool)
+    for k in np.flatnonzero(~joined):
+        if log.take_break(times[k], times[k + 1]):
+            anew[k] = True
+            continue
+        ticks = max(1, round(gaps[k] / dt_s))
+        found.lost += ticks - 1
+        if ticks == 1 or (np.abs(steps[k]) > fastest * ticks * dt_s).any():
+            leap = np.abs(steps[k]).max()
+            found.failures.append(f"a leap of {leap:.3f} rad in {gaps[k]:.3f} s")
+    speeds = np.where(joined[:, None], steps / dt_s, 0.0)
+    changes = np.abs(np.diff(speeds, axis=0)) / dt_s
+    changes[~(joined[1:] & joined[:-1])] = 0.0
+    found.begun_anew = int(anew.sum())
+    found.longest_gap_s = float(gaps[~anew].max(initial=0.0))
+    found.longest_reset_gap_s = float(gaps[anew].max(initial=0.0))
+    found.peak_velocity = float(np.abs(speeds).max(initial=0.0))
+    found.peak_acceleration = float(changes.max(initial=0.0))
+    inside = (times[1:] >= fault_s) & (times[1:] <= end_s) & ~anew
+    found.moved = float(np.abs(steps[inside]).sum(0).max(initial=0.0))
+    if (np.abs(speeds) > fastest).any():
+        found.failures.append(f"velocity {found.peak_velocity:.3f} exceeds its limit")
+    if (changes > hardest).any():
+        found.failures.append(f"acceleration {found.peak_acceleration:.2f} exceeds its limit")
+    return found
 
 
 def without_numbers(message: str) -> str:

@@ -17,7 +17,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import Float64MultiArray, String
+from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from thor_policy_ros.msg import ActionChunk, EpisodeResult
@@ -103,7 +103,9 @@ class FaultRig(Node):
         self.words = self.create_publisher(String, "instruction", LATCHED)
         self.create_subscription(String, "sim/instruction", self.words.publish, LATCHED)
         self._engine = self.create_publisher(String, FAULT_TOPIC, LATCHED)
-        self.create_subscription(Float64MultiArray, f"{EXECUTOR}/commands", self._on_command, deep)
+        # What ~/commands has too, with its velocities, and none lost while the rig is busy.
+        topic = f"{EXECUTOR}/commanded_state"
+        self.create_subscription(JointState, topic, self._on_commanded, deep)
         self.create_subscription(ActionChunk, "policy_node/action_chunk", self._on_chunk, 10)
         self.create_subscription(EpisodeResult, "episode_result", self._on_episode, 10)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, deep)
@@ -212,8 +214,8 @@ class FaultRig(Node):
             and now_s - self.chunk_at_s < 1.0
         )  # fmt: skip
 
-    def _on_command(self, message: Float64MultiArray) -> None:
-        self.log.add(time.monotonic(), message.data)
+    def _on_commanded(self, message: JointState) -> None:
+        self.log.add(time.monotonic(), message.position, message.velocity)
 
     def _on_chunk(self, message: ActionChunk) -> None:
         self.chunk_at_s, self.backend = time.monotonic(), message.backend

@@ -82,9 +82,10 @@ def run_scenario(rig: FaultRig, scenario: Scenario) -> FaultResult:
     scenario.after(rig)
     _look(rig, result, usual, begun_s)
     found = judge(rig.log, begun_s, ended_s, DT_S, VELOCITY, ACCELERATION)
-    result.peak_velocity, result.peak_acceleration, result.moved, failures = found
+    result.peak_velocity, result.moved = found.peak_velocity, found.moved
+    result.peak_acceleration = found.peak_acceleration
     result.commands = len(rig.log.times_s)
-    result.failures += failures
+    result.failures += found.failures
     return result
 
 

@@ -123,7 +123,7 @@ class LongSoakNode(SoakNode):
         self.record.commands += 1
 
     def _on_state(self, message: JointState) -> None:
-        self.found.motion.add(seconds(message.header.stamp), message.position)
+        self.found.motion.add(seconds(message.header.stamp), message.position, message.velocity)
 
     def _on_frame(self, message: FrameLatency) -> None:
         if self.phase is not None:

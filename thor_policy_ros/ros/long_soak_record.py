@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from thor_policy_ros.ros.fault_record import GAP_S, CommandLog, judge
+from thor_policy_ros.ros.fault_record import CommandLog, Judgement, judge
 from thor_policy_ros.ros.soak_record import quantiles
 
 MB = 1e6
@@ -57,66 +57,38 @@ class Memory:
 
 @dataclass
 class Motion:
-    """Commands by the executor's own stamps, judged some seconds after they came. After an
-    episode's end the executor comes to rest and is silent until the next chunk: that gap is the
-    reset's own, and the motion after it another one. Word of the end may come after the gap.
+    """Commands by the executor's own stamps, judged some seconds after they came: word of an
+    episode's end, after which the robot is moved by hand, may come after the next motion's first.
     """
 
-    log: CommandLog = field(default_factory=CommandLog)
-    resets_s: list[float] = field(default_factory=list)
-    peak_velocity: float = 0.0
-    peak_acceleration: float = 0.0
-    longest_gap_s: float = 0.0
-    longest_reset_gap_s: float = 0.0
+    log: CommandLog = field(default_factory=lambda: CommandLog(settled_s=REST_S))
+    found: Judgement = field(default_factory=Judgement)
     commands: int = 0
-    motions: int = 1
-    failures: list[str] = field(default_factory=list)
 
-    def add(self, now_s: float, positions: Sequence[float]) -> None:
+    def add(self, now_s: float, positions: Sequence[float], velocities: Sequence[float]) -> None:
         self.commands += 1
-        self.log.add(now_s, positions)
+        self.log.add(now_s, positions, velocities)
         if now_s - self.log.times_s[0] > JUDGED_AT_ONCE_S:
             self._judge(now_s - LATE_WORD_S)
 
     def reset(self, at_s: float) -> None:
         """An episode has ended then."""
-        self.resets_s.append(at_s)
+        self.log.breaks_s.append(at_s)
 
     def finish(self) -> None:
         """All that came is judged."""
         self._judge(np.inf)
 
     def _judge(self, until_s: float) -> None:
-        """What is older than `until_s`, of which the last three stay for what comes next."""
-        times, positions = self.log.times_s, self.log.positions
-        end = bisect.bisect_right(times, until_s)
-        begin = 0
-        for k in range(1, end):
-            gap_s = times[k] - times[k - 1]
-            if gap_s > GAP_S and self._is_of_a_reset(times[k - 1], times[k]):
-                self.longest_reset_gap_s = max(self.longest_reset_gap_s, gap_s)
-                self.motions += 1
-                self._judge_motion(CommandLog(times[begin:k], positions[begin:k]))
-                begin = k
-            else:
-                self.longest_gap_s = max(self.longest_gap_s, gap_s)
-        self._judge_motion(CommandLog(times[begin:end], positions[begin:end]))
-        kept = max(begin, end - 3)
-        self.log = CommandLog(times[kept:], positions[kept:])
-
-    def _judge_motion(self, log: CommandLog) -> None:
-        speed, change, _, failures = judge(log, 0.0, 0.0, DT_S, VELOCITY, ACCELERATION)
-        self.peak_velocity = max(self.peak_velocity, speed)
-        self.peak_acceleration = max(self.peak_acceleration, change)
-        self.failures += [f"{failure} (at {log.times_s[0]:.1f} s)" for failure in failures]
-
-    def _is_of_a_reset(self, begin_s: float, end_s: float) -> bool:
-        """Each reset has one gap, which it begins before."""
-        for at_s in self.resets_s:
-            if begin_s - REST_S < at_s < end_s:
-                self.resets_s = [other for other in self.resets_s if other > at_s]
-                return True
-        return False
+        part = self.log.split(bisect.bisect_right(self.log.times_s, until_s))
+        new, found = judge(part, 0.0, 0.0, DT_S, VELOCITY, ACCELERATION), self.found
+        for name in ("peak_velocity", "peak_acceleration", "longest_gap_s", "longest_reset_gap_s"):
+            setattr(found, name, max(getattr(found, name), getattr(new, name)))
+        found.begun_anew += new.begun_anew
+        found.lost += new.lost
+        found.failures += [
+            f"{failure} (before {part.times_s[-1]:.1f} s)" for failure in new.failures
+        ]
 
 
 @dataclass
@@ -178,7 +150,7 @@ class LongSoakRecord:
 
     def faults(self, warm_s: float) -> list[str]:
         """What is not good enough, but for the success, which is judged by its statistics."""
-        motion, trips = self.motion, self.interventions
+        motion, trips = self.motion.found, self.interventions
         found = [*self.failures, *self.surprises, *motion.failures]
         if self.unverified_chunks:
             found.append(f"{self.unverified_chunks} chunks were not verified")
@@ -196,7 +168,7 @@ class LongSoakRecord:
         return found
 
     def summary(self, warm_s: float) -> dict[str, Any]:
-        motion = self.motion
+        motion = self.motion.found
         return {
             "changes": {
                 "made": sum(self.made.values()),
@@ -213,8 +185,9 @@ class LongSoakRecord:
             "set_call_ms": quantiles(self.set_calls_ms),
             "memory": {name: m.figures(warm_s) for name, m in self.memory.items()},
             "motion": {
-                "commands": motion.commands,
-                "motions": motion.motions,
+                "commands": self.motion.commands,
+                "begun_anew": motion.begun_anew,
+                "lost_on_the_way": motion.lost,
                 "longest_gap_s": round(motion.longest_gap_s, 4),
                 "longest_reset_gap_s": round(motion.longest_reset_gap_s, 4),
                 "peak_velocity": round(motion.peak_velocity, 4),
