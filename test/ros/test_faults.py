@@ -66,6 +66,24 @@ def test_when_a_command_came_says_nothing_about_its_step() -> None:
     assert judged(log_of(path_at(2.5), dt_s=0.2)) == ["velocity 2.500 exceeds its limit"]
 
 
+def begun_again(pause_s: float, speed: float) -> CommandLog:
+    """Full speed, nothing for a while, and then commands at `speed` from where it was."""
+    log = log_of(path_at(1.0)[:40])
+    last = log.positions[-1]
+    for k in range(1, 10):
+        row = last + np.array([speed * 0.01 * k, 0.0])
+        log.add(log.times_s[39] + pause_s + k * 0.01, row, [speed, 0.0])
+    return log
+
+
+def test_after_a_silence_it_may_begin_from_rest_but_not_with_a_jerk() -> None:
+    """An executor that was killed, and started again."""
+    assert judged(begun_again(1.5, 0.0)) == []
+    assert judged(begun_again(1.5, 1.0)) == [], "late on a busy machine"
+    assert judged(begun_again(1.5, 0.5)) == ["acceleration 50.00 exceeds its limit"]
+    assert judged(begun_again(0.1, 0.0)) == ["acceleration 100.00 exceeds its limit"]
+
+
 def test_a_robot_moved_by_hand_begins_anew_once_for_each_time_it_was() -> None:
     found = judge(moved_by_hand(5.25, 30), 0.0, 99.0, 0.01, VELOCITY, ACCELERATION)
     assert found.failures == [] and found.begun_anew == 1

@@ -11,6 +11,9 @@ import numpy as np
 
 SAME = 1e-6
 """A step that differs by less from the velocity that the executor says is that step, rad."""
+SILENCE_S = 0.3
+"""After so long without a command the arm rests where the last one left it: it may go on as it did
+or begin from rest (an executor that was killed, and started again)."""
 DISORDER_S = 0.5
 """Word of a break may be earlier than the commands before it, by the clock of arrival."""
 ROUNDING = 1.01
@@ -132,6 +135,8 @@ def judge(
             found.failures.append(f"a leap of {leap:.3f} rad in {gaps[k]:.3f} s")
     speeds = np.where(joined[:, None], steps / dt_s, 0.0)
     changes = np.abs(np.diff(speeds, axis=0)) / dt_s
+    rested = (gaps[1:] > SILENCE_S)[:, None]
+    changes = np.where(rested, np.minimum(changes, np.abs(speeds[1:]) / dt_s), changes)
     changes[~(joined[1:] & joined[:-1])] = 0.0
     found.begun_anew = int(anew.sum())
     found.longest_gap_s = float(gaps[~anew].max(initial=0.0))
