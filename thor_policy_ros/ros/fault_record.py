@@ -11,6 +11,9 @@ import numpy as np
 
 SAME = 1e-6
 """A step that differs by less from the velocity that the executor says is that step, rad."""
+SILENT_S = 0.5
+"""After so long without a command the next one begins a motion: a process that was started anew
+begins at rest where the one before was killed."""
 DISORDER_S = 0.5
 """Word of a break may be earlier than the commands before it, by the clock of arrival."""
 ROUNDING = 1.01
@@ -119,7 +122,8 @@ def judge(
     gaps = np.diff(times)
     steps = np.diff(np.array(log.positions)[:, limited], axis=0)
     said = np.array(log.velocities)[1:, limited]
-    joined: np.ndarray = np.all(np.abs(steps - said * dt_s) <= SAME, axis=1)
+    same = np.all(np.abs(steps - said * dt_s) <= SAME, axis=1)
+    joined: np.ndarray = same & (gaps < SILENT_S)
     anew = np.zeros(len(steps), bool)
     for k in np.flatnonzero(~joined):
         if log.take_break(times[k], times[k + 1]):
