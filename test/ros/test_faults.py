@@ -111,6 +111,13 @@ def test_what_exceeds_a_limit_fails_the_run(path: np.ndarray, reason: str) -> No
     assert any(reason in failure for failure in judged(log_of(path)))
 
 
+def test_a_new_process_begins_at_rest_where_the_one_before_was_killed() -> None:
+    log = log_of(path_at(1.0)[:30])
+    for k in range(3):
+        log.add(7.0 + k * 0.01, log.positions[29], [0.0, 0.0])
+    assert judged(log) == []
+
+
 def test_a_command_that_is_not_what_it_says_fails_the_run() -> None:
     log = log_of(path_at(1.0))
     log.positions[40] = log.positions[40] + 0.1
