@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
 
 from thor_policy_ros.ros.fault_record import CommandLog, FaultResult, judge, table
 from thor_policy_ros.ros.fault_scenarios import SCENARIOS
-from thor_policy_ros.ros.faults import ALL
+from thor_policy_ros.ros.faults import ALL, remarkable
 from tools.guide_tables import TABLES
 
 RUN = [sys.executable, "-m", "thor_policy_ros.ros.faults"]
@@ -122,6 +123,12 @@ def test_a_command_that_is_not_what_it_says_fails_the_run() -> None:
     log = log_of(path_at(1.0))
     log.positions[40] = log.positions[40] + 0.1
     assert any("a leap of 0.1" in failure for failure in judged(log))
+
+
+def test_what_a_busy_machine_says_hides_nothing_else() -> None:
+    message = "last chunk refused: row 9 is nan; 12% of recent frames missed the deadline"
+    assert remarkable(DiagnosticStatus(message=message)) == ["last chunk refused: row # is nan"]
+    assert remarkable(DiagnosticStatus(message="tick jitter p99 is 12.0 ms")) == []
 
 
 def test_there_are_forty_faults_each_with_a_name_of_its_own() -> None:

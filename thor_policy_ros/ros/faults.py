@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import rclpy
+from diagnostic_msgs.msg import DiagnosticStatus
 
 from thor_policy_ros.ros.demo import isolate
 from thor_policy_ros.ros.diagnostics import OK
@@ -66,7 +67,7 @@ def run_scenario(rig: FaultRig, scenario: Scenario) -> FaultResult:
     rig.seen.clear()
     rig.said.clear()
     rig.spin(BASELINE_S)
-    usual = {(status.name, without_numbers(status.message)) for _, status in rig.seen}
+    usual = {(status.name, part) for _, status in rig.seen for part in parts_of(status)}
     begun_s = time.monotonic()
     scenario.begin(rig)
     while time.monotonic() < begun_s + scenario.lasts_s:
@@ -94,13 +95,22 @@ def _look(rig: FaultRig, result: FaultResult, usual: set[tuple[str, str]], begun
     """The first thing out of the ordinary that was said."""
     said = [(at_s, text) for at_s, text in rig.said if at_s >= begun_s]
     for at_s, status in rig.seen:
-        kind = (status.name, without_numbers(status.message))
-        odd = status.level != OK and kind not in usual
-        if at_s >= begun_s and odd and not any(w in status.message for w in UNREMARKABLE):
+        odd = any((status.name, part) not in usual for part in remarkable(status))
+        if at_s >= begun_s and status.level != OK and odd:
             said.append((at_s, f"{status.name}: {status.message}"))
     if said:
         at_s, result.saw = min(said)
         result.saw_s = at_s - begun_s
+
+
+def parts_of(status: DiagnosticStatus) -> list[str]:
+    """What a status says, one finding each, without numbers."""
+    return [without_numbers(part) for part in status.message.split("; ")]
+
+
+def remarkable(status: DiagnosticStatus) -> list[str]:
+    """Its findings that a busy machine or a new episode does not bring by itself."""
+    return [part for part in parts_of(status) if not any(word in part for word in UNREMARKABLE)]
 
 
 def run_all(scenarios: Sequence[Scenario]) -> list[FaultResult]:
