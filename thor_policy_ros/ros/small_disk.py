@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-SIZE_MB = 64
+SIZE = 64 << 20
 BALLAST = "ballast"
 
 
@@ -17,9 +17,12 @@ class NoSmallDiskError(RuntimeError):
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """Mounted over the folder, whose content is gone afterwards. Raises NoSmallDiskError."""
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m", "thor_policy_faults", str(folder)]
+def small_disk(folder: Path, num_bytes: int = SIZE) -> Iterator[Path]:
+    """Mounted over the folder, whose content is gone afterwards. num_bytes: whole pages.
+
+    Raises NoSmallDiskError.
+    """
+    command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "thor_policy_faults", str(folder)]
     try:
         mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
