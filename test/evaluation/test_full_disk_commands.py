@@ -16,7 +16,7 @@ from support.toy_checkpoint import toy_observation, write_toy_checkpoint
 from thor_policy_ros.evaluation.cli import main
 from thor_policy_ros.evaluation.recorded_observations import write_observations
 from thor_policy_ros.model.checksums import verify_checksums, write_checksums
-from thor_policy_ros.model.whole_file import require_room, write_whole
+from thor_policy_ros.model.whole_file import require_room, whole_folder, write_whole
 
 PAGE = 4096
 
@@ -131,3 +131,11 @@ def test_room_is_asked_of_the_disk_that_the_folder_would_be_on(tmp_path: Path) -
     require_room(tmp_path / "new" / "deeper", 1)
     with pytest.raises(OSError, match="GB are free; make room"):
         require_room(tmp_path / "new" / "deeper", 10**18)
+
+
+def test_a_folder_that_holds_something_is_not_emptied(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.txt"
+    kept.write_text("mine")
+    with pytest.raises(ValueError, match="not empty"), whole_folder(tmp_path):
+        raise OSError("never reached")
+    assert kept.read_text() == "mine"

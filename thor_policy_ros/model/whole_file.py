@@ -47,8 +47,10 @@ def write_whole(path: Path, data: str | bytes) -> Path:
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[None]:
     """What is written into a new or empty folder inside the block; on an error it is emptied, and
-    gone if it was not there before.
+    gone if it was not there before. ValueError for a folder with anything in it, which stays.
     """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; give a new folder")
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
