@@ -51,6 +51,16 @@ def test_what_a_driver_refuses_runs_as_single_kernels(
     assert "too many blocks" in note
 
 
+def test_a_load_without_room_is_refused(model: FusedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(fused_stack, "missing", lambda model: "")
+    monkeypatch.setattr(fused_stack, "_tried", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        fused_stack.stack_of(model)
+
+
 def test_the_engine_says_which_it_is() -> None:
     execution = replace(ON_CPU, make_stack=lambda model: (None, "a kernel for each: so it is"))
     backend = fused_backend(execution)

@@ -37,7 +37,7 @@ from thor_policy_ros.backends.fused_products import DeviceProducts
 from thor_policy_ros.backends.fused_programs import CudaGraphs, Prepare, Programs
 from thor_policy_ros.backends.fused_slot import EmbeddedPrompts, Slot
 from thor_policy_ros.backends.fused_weights import FusedModel, take_weights
-from thor_policy_ros.backends.kernels.expert_stack import Stack
+from thor_policy_ros.backends.kernels.expert_stack import ExpertStack
 from thor_policy_ros.backends.kernels.ops import create_ops, kernels_can_overlap
 from thor_policy_ros.backends.pytorch import checked_device, checked_dtype
 from thor_policy_ros.backends.stage_times import ClockTimes, CudaTimes, StageTimes
@@ -73,7 +73,7 @@ class Execution:
     padded: bool
     buckets: tuple[int, ...] = PROMPT_BUCKETS
     step_counts: tuple[int, ...] = STEP_COUNTS
-    make_stack: Callable[[FusedModel], tuple[Stack | None, str]] | None = None
+    make_stack: Callable[[FusedModel], tuple[ExpertStack | None, str]] | None = None
 
 
 def missing() -> tuple[str, ...]:
@@ -123,7 +123,7 @@ def _device_tools(ops_name: str, device: torch.device, overlap: bool = False) ->
     return Tools(ops, DeviceProducts(ops, device_matmul))
 
 
-def _device_stack(model: FusedModel) -> tuple[Stack | None, str]:
+def _device_stack(model: FusedModel) -> tuple[ExpertStack | None, str]:
     from thor_policy_ros.backends.fused_stack import stack_of
 
     return stack_of(model)
@@ -170,7 +170,7 @@ class FusedBackend:
         self._prefix_programs = Programs(make and make())
         self._denoise_programs = Programs(make and make())
         self._tools = execution.make_tools()
-        stack: Stack | None = None
+        stack: ExpertStack | None = None
         if execution.make_stack is not None:
             stack, note = execution.make_stack(model)
             self.notes = (*notes, note)

@@ -20,7 +20,7 @@ from thor_policy_ros.backends.fused_weights import (
     PrefixWeights,
     VisionWeights,
 )
-from thor_policy_ros.backends.kernels.expert_stack import Stack
+from thor_policy_ros.backends.kernels.expert_stack import ExpertStack
 from thor_policy_ros.backends.kernels.ops import Ops
 
 LayerKV = tuple[Tensor, Tensor]
@@ -55,7 +55,7 @@ class Expert(NamedTuple):
 
     ops: Ops
     weights: ExpertWeights
-    stack: Stack | None = None
+    stack: ExpertStack | None = None
 
 
 def image_tokens(tools: Tools, weights: VisionWeights, heads: int, patches: Tensor) -> Tensor:

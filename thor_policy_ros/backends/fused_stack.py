@@ -19,12 +19,17 @@ _log = logging.getLogger(__name__)
 
 
 def stack_of(model: FusedModel) -> tuple[ExpertStack | None, str]:
-    """On the model's GPU, after one launch for trial; and a note of which it is, or why not."""
+    """On the model's GPU, after one launch for trial; and a note of which it is, or why not.
+
+    torch.OutOfMemoryError where the packed weights find no room.
+    """
     lacks = missing(model)
     if lacks:
         return None, f"{_SINGLE}: {lacks}"
     try:
         stack = _tried(model)
+    except torch.OutOfMemoryError:
+        raise  # a load without room is refused as a whole, not made a slower one
     except Exception as error:  # noqa: BLE001 - whatever compiler or driver refuses, single kernels run
         _log.exception("the expert's layers as one launch were refused")
         return None, f"{_SINGLE}: one launch was refused ({type(error).__name__}: {error})"

@@ -51,22 +51,6 @@ class Matrices(Protocol):
     def down(self) -> Weight: ...
 
 
-class Stack(Protocol):
-    """What runs all layers of the expert; `ExpertStack` where it can."""
-
-    def run(
-        self,
-        hidden: Tensor,
-        constants: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        length: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-    ) -> None:
-        """As `ExpertStack.run`."""
-
-
 @dataclass(frozen=True)
 class StackPlan:
     """Sizes that the kernel is compiled for. blocks: how many run, one a multiprocessor.
@@ -362,7 +346,7 @@ class _Kernel:
             grid=plan.blocks,
             block=32 * WARPS,
             shmem_size=wanted,
-            is_cooperative=bool(macros.get("COOPERATIVE", 1)),
+            is_cooperative=True,
         )
 
     def __call__(self, *args: Any) -> None:
