@@ -31,7 +31,6 @@ from thor_policy_ros.backends.fused_network import (
     Tools,
     encode_prefix,
     image_tokens,
-    patches_of,
 )
 from thor_policy_ros.backends.fused_products import DeviceProducts
 from thor_policy_ros.backends.fused_programs import CudaGraphs, Prepare, Programs
@@ -102,9 +101,8 @@ def load(
 def execution_on(device: torch.device, dtype: torch.dtype) -> Execution:
     """Triton and graphs on a GPU; on a CPU torch without either."""
     if device.type == "cuda":
-        tools = partial(_device_tools, "triton", device, overlap=kernels_can_overlap(device))
         stack = _device_stack if dtype == torch.bfloat16 else None
-        return Execution(tools, CudaGraphs, padded=True, make_stack=stack)
+        return Execution(partial(_gpu_tools, device), CudaGraphs, padded=True, make_stack=stack)
     if dtype == torch.float32:
         return Execution(_host_tools, None, padded=False)
     return Execution(partial(_device_tools, "reference", device), None, padded=False)
@@ -121,6 +119,16 @@ def _notes(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
 def _device_tools(ops_name: str, device: torch.device, overlap: bool = False) -> Tools:
     ops = create_ops(ops_name, device, overlap)
     return Tools(ops, DeviceProducts(ops, device_matmul))
+
+
+def _gpu_tools(device: torch.device) -> Tools:
+    from thor_policy_ros.backends.fused_hopper import FinishedProducts, finished_products
+
+    ops = create_ops("triton", device, kernels_can_overlap(device))
+    finished, note = finished_products(device)
+    if finished is None:
+        return Tools(ops, DeviceProducts(ops, device_matmul), note)
+    return Tools(ops, FinishedProducts(ops, finished), note)
 
 
 def _device_stack(model: FusedModel) -> tuple[ExpertStack | None, str]:
@@ -170,10 +178,10 @@ class FusedBackend:
         self._prefix_programs = Programs(make and make())
         self._denoise_programs = Programs(make and make())
         self._tools = execution.make_tools()
-        stack: ExpertStack | None = None
+        stack, stack_note = None, ""
         if execution.make_stack is not None:
-            stack, note = execution.make_stack(model)
-            self.notes = (*notes, note)
+            stack, stack_note = execution.make_stack(model)
+        self.notes = (*notes, *filter(None, (self._tools.note, stack_note)))
         expert = Expert(execution.make_tools().ops, model.expert, stack)
         self._denoiser = Denoiser(model, expert, self._denoise_programs, execution.step_counts)
 
@@ -190,11 +198,15 @@ class FusedBackend:
     def warmup(self) -> None:
         """Prepare everything that a frame may need: every number of cameras, bucket and step
         count, and a step count that has no program of its own."""
-        config, execution = self._open_model().config, self._execution
+        model, execution = self._open_model(), self._execution
+        config = model.config
         sizes = [(config.num_cameras, config.max_token_len)]
         if execution.make_graphs is not None:
             cameras = range(1, config.num_cameras + 1)
             sizes = list(itertools.product(cameras, self._buckets()))
+        images = [seen * config.vision.num_tokens for seen, _ in sizes]
+        prefixes = [rows + tokens for rows, (_, tokens) in zip(images, sizes, strict=True)]
+        self._tools.products.prepare(model, images, prefixes)
         for inputs in (_empty_inputs(config, *size) for size in sizes):
             for _ in self._slots:
                 self.prefill(inputs, 0.0)
@@ -264,14 +276,12 @@ class FusedBackend:
         slot, rows = self._slots[index], cameras * self._config.vision.num_tokens
 
         def work() -> None:
-            vision = self._config.vision
-            patches = patches_of(
-                slot.images[:cameras], vision.patch_size, model.vision.patch.shape[1]
-            )
-            made = image_tokens(self._tools, model.vision, vision.num_heads, patches)
+            heads, images = self._config.vision.num_heads, slot.images.tensor[:cameras]
+            made = image_tokens(self._tools, model.vision, heads, images)
             slot.embeddings[:rows].copy_(made)
 
         self._prefix_programs.run(("vision", index, cameras), work)
+        slot.images.launched()
 
     def _run_prefix(self, model: FusedModel, index: int, cameras: int, bucket: int) -> None:
         slot, images = self._slots[index], cameras * self._config.vision.num_tokens

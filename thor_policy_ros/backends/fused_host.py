@@ -10,13 +10,14 @@ Letters as in `kernels.ops`. Lengths are read: on a CPU that waits for nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from thor_policy_ros.backends.fused_weights import Linear
+from thor_policy_ros.backends.fused_weights import FusedModel, Linear
 from thor_policy_ros.backends.kernels.reference import ReferenceOps
 from thor_policy_ros.backends.kernels.weights import Scaled, Weight
 from thor_policy_ros.model.gemma import RMS_NORM_EPS
@@ -39,8 +40,14 @@ class HostProducts:
         self._packs = onednn_is_there() if packs is None else packs
         self._packed: dict[tuple[int, int], Tensor] = {}
 
+    def prepare(self, model: FusedModel, images: Sequence[int], prefixes: Sequence[int]) -> None:
+        pass
+
     def linear(self, x: Tensor, layer: Linear) -> Tensor:
         return self.product(x, layer.weight, layer.bias)
+
+    def delta(self, x: Tensor, layer: Linear) -> Tensor:
+        return self.linear(x, layer)
 
     def gelu(self, x: Tensor, layer: Linear, quantise: Tensor | None) -> Tensor:
         assert quantise is None, "FP8 is for GPUs"

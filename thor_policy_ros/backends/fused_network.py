@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from thor_policy_ros.backends.fused_products import Products
@@ -28,10 +27,11 @@ LayerKV = tuple[Tensor, Tensor]
 
 
 class Tools(NamedTuple):
-    """What the network is computed with."""
+    """What the network is computed with. note: what diagnostics should say of it."""
 
     ops: Ops
     products: Products
+    note: str = ""
 
 
 class Place(NamedTuple):
@@ -58,32 +58,22 @@ class Expert(NamedTuple):
     stack: ExpertStack | None = None
 
 
-def image_tokens(tools: Tools, weights: VisionWeights, heads: int, patches: Tensor) -> Tensor:
-    """patches f32[v*N,C] -> [v*N,language width]."""
-    (ops, products), (tokens, width) = tools, weights.offset.shape
-    embedded = F.linear(patches.view(-1, tokens, patches.shape[1]), weights.patch)
-    x = (embedded + weights.offset).to(weights.norm[0].dtype).view(-1, width)
+def image_tokens(tools: Tools, weights: VisionWeights, heads: int, images: Tensor) -> Tensor:
+    """images f32[v,3,S,S] in [-1,1] -> [v*N,language width]."""
+    (ops, products, _), (tokens, width) = tools, weights.offset.shape
+    x = ops.embed_patches(images, weights.patch, weights.offset, weights.norm[0].dtype)
     h = ops.layer_norm(x, *weights.layers[0].norm1, quantise=weights.layers[0].qkv.input_scale)
     readers = [(layer.norm1, layer.qkv) for layer in weights.layers[1:]]
     readers.append((weights.norm, weights.projector))
     for layer, (norm, reader) in zip(weights.layers, readers, strict=True):
         qkv = products.linear(h, layer.qkv).view(-1, tokens, 3 * width)
         attended = ops.vision_attention(qkv, heads, quantise=layer.out.input_scale)
-        delta = products.linear(attended.view(-1, width), layer.out)
+        delta = products.delta(attended.view(-1, width), layer.out)
         h = ops.layer_norm(x, *layer.norm2, delta=delta, quantise=layer.fc1.input_scale)
         hidden = products.gelu(h, layer.fc1, layer.fc2.input_scale)
-        delta = products.linear(hidden, layer.fc2)
+        delta = products.delta(hidden, layer.fc2)
         h = ops.layer_norm(x, *norm, delta=delta, quantise=reader.input_scale)
     return products.linear(h, weights.projector)
-
-
-def patches_of(images: Tensor, patch: int, columns: int) -> Tensor:
-    """images f32[v,3,S,S] in [-1,1] -> f32[v*N,C], row by row; columns beyond 3*p*p are 0."""
-    cameras, _, size, _ = images.shape
-    grid = size // patch
-    cut = images.view(cameras, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
-    rows = cut.reshape(cameras * grid * grid, 3 * patch * patch)
-    return F.pad(rows, (0, columns - rows.shape[1]))
 
 
 def encode_prefix(tools: Tools, weights: PrefixWeights, x: Tensor, place: Place) -> None:
@@ -91,7 +81,7 @@ def encode_prefix(tools: Tools, weights: PrefixWeights, x: Tensor, place: Place)
 
     Rows from the valid length on are padding, which no valid row sees.
     """
-    (ops, products), first = tools, weights.layers[0]
+    (ops, products, _), first = tools, weights.layers[0]
     tables = place.cos, place.sin, place.zero
     h = ops.rms_norm(x, first.norm1, quantise=first.qkv.input_scale)
     readers = [(layer.norm1, layer.qkv) for layer in weights.layers[1:]]
@@ -102,10 +92,10 @@ def encode_prefix(tools: Tools, weights: PrefixWeights, x: Tensor, place: Place)
         attended = ops.prefix_attention(
             q, keys, values, place.length, quantise=layer.o.input_scale
         )  # fmt: skip
-        delta = products.linear(attended, layer.o)
+        delta = products.delta(attended, layer.o)
         h = ops.rms_norm(x, layer.norm2, delta=delta, quantise=layer.gate_up.input_scale)
         hidden = products.geglu(h, layer.gate_up, layer.down.input_scale)
-        delta = products.linear(hidden, layer.down)
+        delta = products.delta(hidden, layer.down)
         h = ops.rms_norm(x, norm, delta=delta, quantise=reader.input_scale)
     ops.split_qkv(products.linear(h, weights.last_kv), *tables, *place.layers[-1])
 

@@ -5,14 +5,14 @@ T tokens, K inputs, N outputs, M hidden width of an MLP.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from thor_policy_ros.backends.fused_weights import Linear
+from thor_policy_ros.backends.fused_weights import FusedModel, Linear
 from thor_policy_ros.backends.kernels.ops import Ops
 
 BiasedMatmul = Callable[[Tensor, Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
@@ -22,8 +22,16 @@ BiasedMatmul = Callable[[Tensor, Tensor, Tensor, Tensor, "Tensor | None"], Tenso
 class Products(Protocol):
     """x [...,K] is E4M3 where the layer is. quantise: as in `kernels.ops`."""
 
+    def prepare(self, model: FusedModel, images: Sequence[int], prefixes: Sequence[int]) -> None:
+        """Make ready what frames of these numbers of rows will want, of vision and prefix."""
+        ...
+
     def linear(self, x: Tensor, layer: Linear) -> Tensor:
         """[...,N]."""
+        ...
+
+    def delta(self, x: Tensor, layer: Linear) -> Tensor:
+        """`linear` for a norm of `kernels.ops` to add up: [T,N] or f32[S,T,N]."""
         ...
 
     def gelu(self, x: Tensor, layer: Linear, quantise: Tensor | None) -> Tensor:
@@ -42,10 +50,16 @@ class DeviceProducts:
         self._ops = ops
         self._scaled = scaled
 
+    def prepare(self, model: FusedModel, images: Sequence[int], prefixes: Sequence[int]) -> None:
+        pass
+
     def linear(self, x: Tensor, layer: Linear) -> Tensor:
         if layer.input_scale is None:
             return F.linear(x, layer.weight, layer.bias)
         return self._quantised(x, layer, layer.bias)
+
+    def delta(self, x: Tensor, layer: Linear) -> Tensor:
+        return self.linear(x, layer)
 
     def gelu(self, x: Tensor, layer: Linear, quantise: Tensor | None) -> Tensor:
         dense = layer.input_scale is None

@@ -24,7 +24,7 @@ from thor_policy_ros.backends.fp8 import (
     activation_scale,
     saturating_cast,
 )
-from thor_policy_ros.backends.kernels.weights import Weight, quantise_rows
+from thor_policy_ros.backends.kernels.weights import Weight, quantise_rows, split_patches
 from thor_policy_ros.model.config import Pi05Config
 from thor_policy_ros.model.gemma import Attention, ExpertLayer, Mlp, PrefixLayer, RMSNorm
 from thor_policy_ros.model.pi05 import Pi05
@@ -54,7 +54,8 @@ class VisionLayerWeights(NamedTuple):
 
 
 class VisionWeights(NamedTuple):
-    """patch: f32[W,C], columns beyond 3*p*p are 0; offset: f32[N,W], bias and positions."""
+    """patch: f32[W,C], columns beyond 3*p*p are 0, or bf16 of `split_patches`; offset: f32[N,W],
+    bias and positions."""
 
     patch: Tensor
     offset: Tensor
@@ -180,9 +181,10 @@ def _emptied(module: nn.Linear) -> Tensor:
 def _vision(model: Pi05, take: _Taker) -> VisionWeights:
     tower, patches = model.vision, model.vision.patch_embedding
     weight = patches.weight.detach().flatten(1)
-    padding = -weight.shape[1] % ALIGNMENT
+    padded = F.pad(weight, (0, -weight.shape[1] % ALIGNMENT)).contiguous()
+    split = weight.is_cuda and model.dtype == torch.bfloat16
     return VisionWeights(
-        patch=F.pad(weight, (0, padding)).contiguous(),
+        patch=split_patches(weight) if split else padded,
         offset=(tower.position_embedding + patches.bias).detach(),
         layers=tuple(_vision_layer(layer, take) for layer in tower.layers),
         norm=_pair(tower.post_layernorm),

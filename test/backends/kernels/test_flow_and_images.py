@@ -10,6 +10,7 @@ from torch import Tensor
 
 from thor_policy_ros.backends.kernels import create_ops, resize_taps
 from thor_policy_ros.backends.kernels.ops import Ops
+from thor_policy_ros.backends.kernels.weights import split_patches
 
 EXACT = create_ops("reference", "cpu")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -69,6 +70,56 @@ def test_euler_step(
     EXACT.euler_step(exact_x, *_exact(*arguments), t=0.7, dt=0.1)
     triton_ops.euler_step(x_t, *arguments, t=0.7, dt=0.1)
     assert_close(x_t, exact_x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("cameras", "size", "patch", "width", "padding"),
+    [(2, 56, 14, 40, 12), (1, 28, 7, 72, 0), (3, 24, 8, 64, 8)],
+)
+def test_embed_patches(
+    triton_ops: Ops,
+    device: torch.device,
+    cameras: int,
+    size: int,
+    patch: int,
+    width: int,
+    padding: int,
+    dtype: torch.dtype,
+) -> None:
+    columns, tokens = 3 * patch * patch, (size // patch) ** 2
+    images = _random(device, cameras, 3, size, size)
+    weight = torch.nn.functional.pad(_random(device, width, columns) / columns**0.5, (0, padding))
+    offset = _random(device, tokens, width)
+    wanted = EXACT.embed_patches(*_exact(images, weight, offset), torch.float64)
+    made = triton_ops.embed_patches(images, weight, offset, dtype)
+    assert made.shape == (cameras * tokens, width)
+    assert made.dtype == dtype
+    assert_close(made, wanted)
+    split = triton_ops.embed_patches(
+        images, split_patches(weight[:, :columns]), offset, torch.float32
+    )
+    torch.testing.assert_close(split.double().cpu(), wanted, rtol=0, atol=1e-4)
+
+
+def test_a_split_weight_stands_for_what_it_was_split_from() -> None:
+    weight, images = torch.randn(16, 27), torch.randn(1, 3, 6, 6)
+    arguments = torch.zeros(4, 16), torch.float32
+    torch.testing.assert_close(
+        EXACT.embed_patches(images, split_patches(weight), *arguments),
+        EXACT.embed_patches(images, weight, *arguments),
+        rtol=0,
+        atol=1e-4,
+    )
+
+
+def test_patches_are_cut_in_rows() -> None:
+    """A weight that picks one pixel of a patch finds it where the image has it."""
+    images = torch.arange(2 * 3 * 6 * 6, dtype=torch.float64).view(2, 3, 6, 6)
+    weight = torch.zeros(1, 27, dtype=torch.float64)
+    weight[0, 1 * 9 + 2 * 3 + 0] = 1  # channel 1, third row, first column of a patch of 3
+    picked = EXACT.embed_patches(images, weight, torch.zeros(4, 1).double(), torch.float64)
+    assert picked.view(2, 2, 2).tolist() == images[:, 1, 2::3, 0::3].tolist()
 
 
 def test_without_gain_the_target_does_not_matter_to_the_bit(

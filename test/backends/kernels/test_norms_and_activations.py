@@ -75,6 +75,31 @@ def test_layer_norm_of_values_far_from_0(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["rms_norm", "layer_norm"])
+def test_parts_of_a_sum_are_added_up(
+    triton_ops: Ops, device: torch.device, name: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    x, parts = _random(device, dtype, *shape), _random(device, torch.float32, 3, *shape)
+    norm = [
+        _random(device, torch.float32, shape[1]) for _ in range(2 if name == "layer_norm" else 1)
+    ]
+    wanted = (x.float() + ((parts[0] + parts[1]) + parts[2])).to(dtype)
+    summed = getattr(triton_ops, name)(x, *norm, delta=parts)
+    torch.testing.assert_close(x, wanted, rtol=0, atol=0)
+    exact_x = _exact(x)[0]
+    assert_close(summed, getattr(EXACT, name)(exact_x, *_exact(*norm)), 2)
+
+
+def test_a_delta_of_another_shape_is_refused(triton_ops: Ops, device: torch.device) -> None:
+    x = torch.zeros(3, 16, device=device)
+    with pytest.raises(
+        ValueError, match=r"wanted a delta of \[3, 16\], or parts of it, got \[3, 8\]"
+    ):
+        triton_ops.rms_norm(x, x[0], delta=torch.zeros(3, 8, device=device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "hidden"), [(1, 24), (3, 1024), (2, 4096), (3, 1500)])
 def test_geglu_and_gelu(
     triton_ops: Ops, device: torch.device, rows: int, hidden: int, dtype: torch.dtype

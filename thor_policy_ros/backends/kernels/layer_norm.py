@@ -9,8 +9,8 @@ from torch import Tensor
 
 from thor_policy_ros.backends.fp8 import E4M3
 from thor_policy_ros.backends.kernels.overlap import wait_for_previous
-from thor_policy_ros.backends.kernels.rounding import store
-from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
+from thor_policy_ros.backends.kernels.rounding import load_sum, store
+from thor_policy_ros.backends.kernels.target import KernelTarget, parts_of, require_contiguous
 from thor_policy_ros.backends.kernels.tiles import power_of_2
 from thor_policy_ros.model.siglip import LAYER_NORM_EPS
 
@@ -24,6 +24,8 @@ def layer_norm_kernel(
     quantise_ptr,
     out_ptr,
     width,
+    part,
+    PARTS: tl.constexpr,
     EPS: tl.constexpr,
     BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -34,8 +36,8 @@ def layer_norm_kernel(
     offsets = tl.program_id(0).to(tl.int64) * width + column
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
     if delta_ptr is not None:
-        delta = tl.load(delta_ptr + offsets, mask=inside, other=0.0)
-        x = (x.to(tl.float32) + delta.to(tl.float32)).to(x.dtype)
+        delta = load_sum(delta_ptr + offsets, part, inside, PARTS)
+        x = (x.to(tl.float32) + delta).to(x.dtype)
         tl.store(x_ptr + offsets, x, mask=inside)
     wide = x.to(tl.float32)
     centred = tl.where(inside, wide - tl.sum(wide, 0) / width, 0.0)
@@ -71,6 +73,8 @@ def layer_norm(
         quantise,
         out,
         width,
+        x.numel(),
+        PARTS=parts_of(x, delta),
         EPS=LAYER_NORM_EPS,
         BLOCK=block,
         num_warps=4 if block <= 2048 else 8,

@@ -41,8 +41,8 @@ class Ops(Protocol):
         quantise: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        """RMSNorm of x [M,W]; weight: f32[W] with 1 added. delta [M,W] is added to x first,
-        in place."""
+        """RMSNorm of x [M,W]; weight: f32[W] with 1 added. delta [M,W], or the sum of f32[S,M,W],
+        is added to x first, in place."""
 
     def ada_rms_norm(
         self,
@@ -194,6 +194,16 @@ class Ops(Protocol):
         x_t: f32[H,A], updated in place; hidden: [H,W]; scale, shift: f32[W]; weight: f32[A,W];
         bias: f32[A]; target: f32[H,A] and gain: f32[H] as in `flow_guidance.guided_velocity`
         (gain 0: no guidance, to the bit).
+        """
+
+    def embed_patches(
+        self, images: Tensor, weight: Tensor, offset: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """Patches of images f32[V,3,S,S], in rows, times `weight` f32[W,C], plus `offset` f32[T,W]
+        of the T places of an image: [V*T,W] of `dtype`.
+
+        C >= 3*patch*patch: channel, row, column of a patch; further columns are 0. A bfloat16
+        weight is one of `weights.split_patches`. images may lie in the host's pinned memory.
         """
 
     def image_patches(self, image: Tensor, taps: ResizeTaps, patch: int, out: Tensor) -> None:

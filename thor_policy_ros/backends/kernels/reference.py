@@ -5,6 +5,8 @@ Also what a fused engine runs on a CPU. Shapes and meaning are those of `ops.Ops
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,7 +34,7 @@ class ReferenceOps:
         out: Tensor | None = None,
     ) -> Tensor:
         if delta is not None:
-            x.add_(delta)
+            x.add_(delta if delta.ndim == x.ndim else delta.sum(0))
         return _store(_normed(x) * weight, x.dtype, quantise, out)
 
     def ada_rms_norm(
@@ -61,7 +63,7 @@ class ReferenceOps:
         out: Tensor | None = None,
     ) -> Tensor:
         if delta is not None:
-            x.add_(delta)
+            x.add_(delta if delta.ndim == x.ndim else delta.sum(0))
         wide = _wide(x)
         normed = F.layer_norm(
             wide, x.shape[-1:], weight.to(wide.dtype), bias.to(wide.dtype), LAYER_NORM_EPS
@@ -179,6 +181,18 @@ class ReferenceOps:
         guided = guided_velocity(x_t, velocity, t, target, gain[:, None])
         x_t.sub_(guided, alpha=dt)
 
+    def embed_patches(
+        self, images: Tensor, weight: Tensor, offset: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        tokens, width = offset.shape
+        grid = math.isqrt(tokens)
+        columns = 3 * (images.shape[-1] // grid) ** 2
+        if weight.dtype == torch.bfloat16:  # rounded, rounded, rest
+            wide = weight.to(offset.dtype)
+            weight = wide[:, :columns] + wide[:, 2 * columns : 3 * columns]
+        cut = _patches(images.to(weight.device), grid, weight.shape[1])
+        return (F.linear(cut, weight) + offset).to(dtype).view(-1, width)
+
     def image_patches(self, image: Tensor, taps: ResizeTaps, patch: int, out: Tensor) -> None:
         pixels = _resized(image, taps).permute(2, 0, 1)
         normalised = pixels.float() / 255 * 2 - 1
@@ -187,6 +201,15 @@ class ReferenceOps:
         columns = 3 * patch * patch
         out[:, :columns] = patches.reshape(grid * grid, columns)
         out[:, columns:] = 0
+
+
+def _patches(images: Tensor, grid: int, columns: int) -> Tensor:
+    """images [v,3,S,S] -> [v,grid*grid,C], row by row; columns beyond 3*p*p are 0."""
+    cameras, _, size, _ = images.shape
+    patch = size // grid
+    cut = images.view(cameras, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
+    rows = cut.reshape(cameras, grid * grid, 3 * patch * patch)
+    return F.pad(rows, (0, columns - rows.shape[2]))
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from thor_policy_ros.backends.fp8 import E4M3
 from thor_policy_ros.backends.kernels.overlap import wait_for_previous
-from thor_policy_ros.backends.kernels.rounding import store
-from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
+from thor_policy_ros.backends.kernels.rounding import load_sum, store
+from thor_policy_ros.backends.kernels.target import KernelTarget, parts_of, require_contiguous
 from thor_policy_ros.backends.kernels.tiles import power_of_2
 from thor_policy_ros.model.gemma import RMS_NORM_EPS
 
@@ -25,6 +25,8 @@ def rms_norm_kernel(
     quantise_ptr,
     out_ptr,
     width,
+    part,
+    PARTS: tl.constexpr,
     EPS: tl.constexpr,
     BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -35,7 +37,7 @@ def rms_norm_kernel(
     offsets = tl.program_id(0).to(tl.int64) * width + column
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
     if delta_ptr is not None:
-        delta = tl.load(delta_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        delta = load_sum(delta_ptr + offsets, part, inside, PARTS)
         if gate_ptr is not None:
             delta *= tl.load(gate_ptr + column, mask=inside, other=0.0).to(tl.float32)
         x = (x.to(tl.float32) + delta).to(x.dtype)
@@ -75,6 +77,8 @@ def rms_norm(
         quantise,
         out,
         width,
+        x.numel(),
+        PARTS=parts_of(x, delta),
         EPS=RMS_NORM_EPS,
         BLOCK=block,
         num_warps=4 if block <= 2048 else 8,

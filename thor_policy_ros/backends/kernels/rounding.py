@@ -1,4 +1,4 @@
-"""Inside kernels: float32 values as E4M3."""
+"""Inside kernels: float32 values as E4M3, and out of parts of a sum."""
 
 import triton
 import triton.language as tl
@@ -19,3 +19,12 @@ def store(pointers, value, scale_ptr, mask, QUANTISE: tl.constexpr):
         tl.store(pointers, quantised(value, scale_ptr), mask=mask)
     else:
         tl.store(pointers, value.to(pointers.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_sum(pointers, part, mask, PARTS: tl.constexpr):
+    """float32 sum of PARTS values that lie `part` elements apart."""
+    value = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    for index in tl.static_range(1, PARTS):
+        value += tl.load(pointers + index * part, mask=mask, other=0.0).to(tl.float32)
+    return value

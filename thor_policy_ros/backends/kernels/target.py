@@ -77,3 +77,14 @@ def require_contiguous(**tensors: Tensor | None) -> None:
                 f"{name} of shape {list(tensor.shape)} and strides {tensor.stride()} must be"
                 " contiguous"
             )
+
+
+def parts_of(x: Tensor, delta: Tensor | None) -> int:
+    """How many parts `delta` has, as [M,W] or [S,M,W] for x [M,W]; ValueError for anything else."""
+    if delta is None or delta.shape == x.shape:
+        return 1
+    if delta.shape[1:] != x.shape:
+        raise ValueError(
+            f"wanted a delta of {list(x.shape)}, or parts of it, got {list(delta.shape)}"
+        )
+    return delta.shape[0]

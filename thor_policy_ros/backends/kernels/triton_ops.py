@@ -12,6 +12,7 @@ from thor_policy_ros.backends.kernels import (
     folded_gemm,
     image_patches,
     layer_norm,
+    patch_embedding,
     rms_norm,
     rope,
     small_gemm,
@@ -176,6 +177,11 @@ class TritonOps:
         flow_step.euler_step(
             self.target, x_t, hidden, scale, shift, weight, bias, target, gain, t, dt
         )
+
+    def embed_patches(
+        self, images: Tensor, weight: Tensor, offset: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        return patch_embedding.embed_patches(self.target, images, weight, offset, dtype)
 
     def image_patches(self, image: Tensor, taps: ResizeTaps, patch: int, out: Tensor) -> None:
         image_patches.image_patches(self.target, image, taps, patch, out)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from thor_policy_ros.backends.fp8 import E4M3, E4M3_MAX
 
+PATCH_PARTS = 3
+"""Products of bfloat16 that make one of float32, but for 2^-16."""
 _LEAST_ABSMAX = 1e-12
 
 
@@ -55,6 +57,15 @@ def quantise_rows(weight: Tensor) -> Weight:
     scale = values.abs().amax(1).clamp_min(_LEAST_ABSMAX) / E4M3_MAX
     data = (values / scale[:, None]).clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3)
     return Weight(data.contiguous(), scale)
+
+
+def split_patches(weight: Tensor) -> Tensor:
+    """f32[W,C] -> bf16[W,3C], of rows that fill up to 16 bytes: rounded twice, then the rest, for
+    patches as rounded, rest, rounded."""
+    rounded = weight.bfloat16()
+    rest = (weight - rounded.float()).bfloat16()
+    parts = torch.cat((rounded, rounded, rest), 1)
+    return torch.nn.functional.pad(parts, (0, -parts.shape[1] % 8)).contiguous()
 
 
 def fold(scale: Tensor, shift: Tensor, weight: Weight) -> Folded:

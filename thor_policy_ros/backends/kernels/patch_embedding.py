@@ -1,0 +1,144 @@
+"""Images to the tokens that the vision tower begins with: cut into patches, multiplied, placed.
+
+The images may lie in pinned memory of the host: each pixel is read once, in order. In bfloat16 a
+product of float32 is three: what a value is rounded to, and the rest, of both factors but for the
+product of the rests (2^-16 of it). torch's own float32 product took 29 us on an H200, and six
+small kernels around it 18; one Triton kernel of TF32 that gathered pixels itself, 41.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from thor_policy_ros.backends.kernels.overlap import wait_for_previous
+from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
+from thor_policy_ros.backends.kernels.tiles import ceil_div
+from thor_policy_ros.backends.kernels.weights import PATCH_PARTS
+
+BLOCK_M, BLOCK_N = 64, 64
+PIXELS = 1024
+
+
+@triton.jit
+def cut_patches_kernel(
+    image_ptr,
+    out_ptr,
+    pixels,
+    out_row,
+    GRID: tl.constexpr,
+    PATCH: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Pixels in the order of images [v,3,S,S] to rows of patches; SPLIT: rounded, rest, rounded."""
+    wait_for_previous(OVERLAP)
+    columns: tl.constexpr = 3 * PATCH * PATCH
+    size: tl.constexpr = GRID * PATCH
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < pixels
+    value = tl.load(image_ptr + index, mask=inside, other=0.0)
+    x, y, plane = index % size, index // size % size, index // (size * size)
+    row = plane // 3 * GRID * GRID + y // PATCH * GRID + x // PATCH
+    out = out_ptr + row * out_row + plane % 3 * PATCH * PATCH + y % PATCH * PATCH + x % PATCH
+    rounded = value.to(out_ptr.dtype.element_ty)
+    tl.store(out, rounded, mask=inside)
+    if SPLIT:
+        rest = (value - rounded.to(tl.float32)).to(out_ptr.dtype.element_ty)
+        tl.store(out + columns, rest, mask=inside)
+        tl.store(out + 2 * columns, rounded, mask=inside)
+
+
+@triton.jit
+def place_patches_kernel(
+    patch_ptr,
+    weight_ptr,
+    offset_ptr,
+    out_ptr,
+    rows,
+    width,
+    columns,
+    row_stride,
+    TOKENS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    wait_for_previous(OVERLAP)
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_inside, n_inside = row < rows, n < width
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(0, columns, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        inside = k < columns
+        x = tl.load(
+            patch_ptr + row[:, None] * row_stride + k[None, :],
+            mask=row_inside[:, None] & inside[None, :],
+            other=0.0,
+        )
+        w = tl.load(
+            weight_ptr + n[None, :] * row_stride + k[:, None],
+            mask=n_inside[None, :] & inside[:, None],
+            other=0.0,
+        )
+        acc = tl.dot(x, w, acc, input_precision="ieee")
+    mask = row_inside[:, None] & n_inside[None, :]
+    token = row % TOKENS
+    acc += tl.load(offset_ptr + token[:, None] * width + n[None, :], mask=mask, other=0.0)
+    out = out_ptr + row[:, None].to(tl.int64) * width + n[None, :]
+    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def embed_patches(
+    target: KernelTarget, images: Tensor, weight: Tensor, offset: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """`Ops.embed_patches`."""
+    require_contiguous(images=images, weight=weight, offset=offset)
+    cameras, _, size, _ = images.shape
+    (tokens, width), stride = offset.shape, weight.shape[1]
+    grid = math.isqrt(tokens)
+    patch, rows = size // grid, cameras * tokens
+    split = weight.dtype == torch.bfloat16
+    patches = torch.empty((rows, stride), device=weight.device, dtype=weight.dtype)
+    out = torch.empty((rows, width), device=weight.device, dtype=dtype)
+    target.launch(
+        cut_patches_kernel,
+        (ceil_div(images.numel(), PIXELS),),
+        images,
+        patches,
+        images.numel(),
+        stride,
+        GRID=grid,
+        PATCH=patch,
+        SPLIT=split,
+        BLOCK=PIXELS,
+        num_warps=4,
+        **target.overlap_options,
+    )
+    target.launch(
+        place_patches_kernel,
+        (ceil_div(rows, BLOCK_M), ceil_div(width, BLOCK_N)),
+        patches,
+        weight,
+        offset,
+        out,
+        rows,
+        width,
+        (PATCH_PARTS if split else 1) * 3 * patch * patch,
+        stride,
+        TOKENS=tokens,
+        BLOCK_M=BLOCK_M,
+        BLOCK_N=BLOCK_N,
+        BLOCK_K=64 if split else 32,
+        num_warps=4,
+        num_stages=4,
+        **target.overlap_options,
+    )
+    return out
