@@ -26,6 +26,7 @@ from thor_policy_ros.backends.kernels import (
     rope_halves,
 )
 from thor_policy_ros.backends.kernels.reference import scaled
+from thor_policy_ros.backends.kernels.weights import split_patches
 from thor_policy_ros.model.gemma import RMS_NORM_EPS
 
 PREFIX, ROWS, HORIZON = 544, 978, 10
@@ -390,7 +391,30 @@ def _product(kind: _Product, fp8: bool) -> Case:
 
 
 def _image_cases() -> tuple[Case, ...]:
-    return tuple(_image_case(height, width) for height, width in ((480, 640), (720, 1280)))
+    cameras = (_image_case(height, width) for height, width in ((480, 640), (720, 1280)))
+    return (*cameras, _embed_case())
+
+
+def _embed_case(cameras: int = 2, width: int = 1152) -> Case:
+    tokens, columns = (SIZE // PATCH) ** 2, 3 * PATCH**2
+
+    def make(device: torch.device) -> Inputs:
+        dense = torch.randn(width, columns, device=device) / columns**0.5
+        return {
+            "images": torch.randn(cameras, 3, SIZE, SIZE, device=device),
+            "dense": dense,
+            "weight": split_patches(dense),
+            "offset": torch.randn(tokens, width, device=device),
+        }
+
+    def call(ops: Ops, i: Inputs) -> Tensor:
+        exactly = i["weight"].dtype != torch.bfloat16  # float64, of the measure
+        weight, dtype = (i["dense"], torch.float64) if exactly else (i["weight"], torch.bfloat16)
+        return ops.embed_patches(i["images"], weight, i["offset"], dtype)
+
+    rows = cameras * tokens
+    moved = 4.0 * cameras * 3 * SIZE**2 + 2 * 6.0 * rows * columns + 6.0 * width * columns
+    return Case("embed_patches", make, call, moved + 2.0 * rows * width + 4.0 * tokens * width)
 
 
 def _image_case(height: int, width: int) -> Case:
