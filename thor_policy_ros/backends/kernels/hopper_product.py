@@ -29,6 +29,9 @@ CAPABILITY = (9, 0)
 GROUPS = 2
 """Warpgroups that multiply."""
 THREADS = 128 * (GROUPS + 1)
+MOST_SUMS = 384
+"""Tokens times `Tiling.high`: of which a thread's registers hold half as many sums."""
+MOST_PARTS = 8
 LEAST_FEATURES = 256
 """Of a tile with most of them."""
 STEP_BYTES = 128
@@ -124,8 +127,8 @@ def tiling_for(
         Tiling(8 * n, high, splits)
         for high in ((2,) if epilogue == "geglu" else (1, 2))
         for n in range(8, 33)
-        if 8 * n * high <= 384
-        for splits in (range(1, 9) if epilogue == "parts" else (1,))
+        if 8 * n * high <= MOST_SUMS
+        for splits in range(1, 1 + (min(MOST_PARTS, steps) if epilogue == "parts" else 1))
     )
     return min(cuts, key=lambda cut: _clocks(cut, tokens, rows, steps, epilogue, multiprocessors))
 
