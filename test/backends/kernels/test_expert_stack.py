@@ -7,7 +7,9 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,10 +17,17 @@ from torch import Tensor
 from thor_policy_ros.backends.fused_network import Expert, Flow, Place, integrate
 from thor_policy_ros.backends.fused_steps import StepTable, constants_in, row_size
 from thor_policy_ros.backends.fused_weights import ExpertLayerWeights, ExpertWeights
-from thor_policy_ros.backends.kernels import Weight, create_ops, quantise_rows, rope_halves
+from thor_policy_ros.backends.kernels import (
+    Weight,
+    create_ops,
+    expert_stack,
+    quantise_rows,
+    rope_halves,
+)
 from thor_policy_ros.backends.kernels.capability import DeviceLimits, limits_of
 from thor_policy_ros.backends.kernels.expert_stack import (
     SLOT,
+    SOURCE,
     ExpertStack,
     StackPlan,
     compiled,
@@ -163,6 +172,39 @@ def test_scales_of_rows_lie_in_the_order_of_the_products() -> None:
     gate_up = layers[1].gate_up.scale
     assert gate_up is not None
     assert torch.equal(scales[1, 2560 + 1024 : 2560 + 1024 + 8192], gate_up)
+
+
+# --- launching
+
+
+C_TYPES = {"float": np.float32, "int": np.int32}
+
+
+def test_the_arguments_are_those_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver believes what it is given: an argument too few is a crash."""
+    launched: list[tuple[Any, ...]] = []
+
+    def kernel(plan: StackPlan, device: torch.device) -> Any:
+        return lambda *arguments: launched.append(arguments)
+
+    monkeypatch.setattr(expert_stack, "_Kernel", kernel)
+    plan = plan_for(DEVICES["H200"], layers=2)
+    assert plan is not None
+    layers = [layer_weights(False, torch.Generator().manual_seed(2)) for _ in range(2)]
+    into = torch.zeros(WIDTH, ACTIONS), torch.zeros(WIDTH)
+    out = torch.zeros(ACTIONS, WIDTH), torch.zeros(ACTIONS)
+    stack = ExpertStack(plan, layers, into, out, torch.device("cpu"))
+    actions, cache = torch.zeros(10, ACTIONS), torch.zeros(2, 978, HEAD_DIM).bfloat16()
+    rows, gains = torch.zeros(3, plan.row_size), torch.zeros(3, 10)
+    length, table = torch.ones(1, dtype=torch.int32), torch.zeros(978, HEAD_DIM // 2)
+    stack.run(actions, rows, actions, gains, cache, cache, length, table, table)
+    with pytest.raises(ValueError, match="this kernel was made for"):
+        stack.run(actions, rows[:, 4:], actions, gains, cache, cache, length, table, table)
+
+    declared = re.search(r"expert_stack\((.*?)\) {", SOURCE.read_text(), re.DOTALL)
+    assert declared is not None
+    parameters = [" ".join(p.split()[:-1]) for p in declared[1].split(",")]
+    assert [type(a) for a in launched[0]] == [C_TYPES.get(p, int) for p in parameters]
 
 
 # --- machine code
@@ -379,17 +421,3 @@ def test_after_a_failure_every_answer_is_nan(gpu: None, steps: int) -> None:
     subject.stack.poison()
     assert subject.run(100, steps).isnan().all()
     assert subject.stack.failed
-
-
-@pytest.mark.gpu
-def test_what_does_not_fit_is_refused(gpu: None) -> None:
-    subject = Subject(10, fp8=False, layers=2)
-    subject.rows = subject.rows[:, :-4]
-    with pytest.raises(ValueError, match="this kernel was made for"):
-        subject.stack.run(
-            subject.noise,
-            subject.rows,
-            subject.target,
-            subject.gains,
-            *(subject.keys, subject.values, subject.length, *subject.tables),
-        )

@@ -353,6 +353,7 @@ class ExpertStack:
             gains.data_ptr(),
             *(tensor.data_ptr() for tensor in self._ends),
             np.int32(steps),
+            np.float32(1 / steps),
             self._failed.data_ptr(),
             self._clocks.data_ptr(),
         )
