@@ -137,7 +137,7 @@ def phases(stack: ExpertStack, mhz: float) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--variants", nargs="*", default=["PREFETCH=1"], metavar="MACRO=N,...")
+    parser.add_argument("--variants", nargs="*", default=["CLOCKS=0"], metavar="MACRO=N,...")
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     report: dict[str, Any] = {

@@ -181,7 +181,7 @@ def compiled(plan: StackPlan, capability: tuple[int, int], **macros: int) -> byt
     """The kernel's machine code; wants cuda.core and NVRTC, no GPU. macros: further ones."""
     from cuda.core import Program, ProgramOptions
 
-    defined = {"CLOCKS": 0, "PREFETCH": 1, **plan.macros, **macros}
+    defined = {"CLOCKS": 0, **plan.macros, **macros}
     options = ProgramOptions(
         arch=f"sm_{capability[0]}{capability[1]}",
         std="c++17",
@@ -274,14 +274,15 @@ class ExpertStack:
         device: torch.device,
         **macros: int,
     ) -> None:
-        width, actions = plan.width, plan.actions
-        ends = (*into, *out)
-        for tensor, shape in zip(
-            ends, ((width, actions), (width,), (actions, width), (actions,)), strict=True
-        ):
-            _require(tensor, shape, torch.float32)
         self.plan = plan
-        self._ends = tuple(tensor.contiguous() for tensor in ends)
+        self._ends = (*into, *out)
+        for n, k, (weight, bias) in (
+            (plan.width, plan.actions, into),
+            (plan.actions, plan.width, out),
+        ):
+            _require(weight, (n, k), torch.float32)
+            _require(bias, (n,), torch.float32)
+            require_contiguous(weight=weight, bias=bias)
         self._weights = pack(plan, layers)
         self._scales = row_scales(plan, layers)
         self._exchange = torch.full(

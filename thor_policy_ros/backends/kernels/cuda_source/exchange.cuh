@@ -30,8 +30,7 @@ __device__ inline void publish(char* at, float first, float second) {
 // Thread number `thread` of every block takes part.
 __device__ inline void bring_near(const float* from, int count, int thread) {
   const int line = blockIdx.x + BLOCKS * thread;
-  if (PREFETCH && 32 * line < count)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(from + 32 * line));
+  if (32 * line < count) asm volatile("prefetch.global.L2 [%0];" ::"l"(from + 32 * line));
 }
 
 // A thread that waited too long gives up: what it has are NaNs, which reach the result, and every

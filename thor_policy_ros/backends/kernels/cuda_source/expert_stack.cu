@@ -26,9 +26,9 @@
 //
 // Given as macros: ROWS (8 to 16), WIDTH, HEADS, HEAD_DIM, HIDDEN, LAYERS (even), BLOCKS, GROUP
 // (tiles between two barriers, at the most), DEPTH (of the stream, 4 at the least), KEYS (rows of
-// the K,V buffers), ACTIONS (columns of x_t), FP8 (0 or 1: E4M3 weights with a scale for each row),
-// PREFETCH (0 or 1: constants are brought into the L2 cache a layer ahead); and to be compared with
-// what follows from these: EXCHANGE and SHARED (bytes), ROW (floats of a step's constants).
+// the K,V buffers), ACTIONS (columns of x_t), FP8 (0 or 1: E4M3 weights with a scale for each row);
+// and to be compared with what follows from these: EXCHANGE and SHARED (bytes), ROW (floats of a
+// step's constants).
 
 #include "attention.cuh"
 #include "ends.cuh"
@@ -39,8 +39,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                  char* exchange, const char* keys, const char* values, const int* length_ptr,
                  const float* cosines, const float* sines, float score_scale, float* actions,
                  const float* target, const float* gains, const float* into, const float* into_bias,
-                 const float* out, const float* out_bias, int steps, float dt,
-                 u32* failed, long long* clocks) {
+                 const float* out, const float* out_bias, int steps, float dt, u32* failed,
+                 long long* clocks) {
   extern __shared__ __align__(16) char shared[];
   const int block = blockIdx.x;
 

@@ -6,7 +6,7 @@
 
 struct Stream {
   const char* from;   // of the block
-  u32 next, left;     // what this thread asks for next, and how many chunks that is still done for
+  u32 next, left;     // what this thread asks for next, and how many chunks are left to ask for
   u32 first, last;    // its slots in shared memory
   u32 slot;           // the one that is taken next, and then filled again
   u64 policy;
