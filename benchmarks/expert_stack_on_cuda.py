@@ -1,9 +1,9 @@
-"""The expert's layers in one launch on a CUDA device: right, how fast, and where the time goes.
+"""All denoise steps in one launch on a CUDA device: right, how fast, and where the time goes.
 
     PYTHONPATH=. python3 benchmarks/expert_stack_on_cuda.py --out expert_stack.json
 
-A denoise step of pi0.5's size with random weights, in bfloat16 and E4M3: its output against the
-float32 reference and the step of single kernels; a step's time in a CUDA graph, both in turns; and
+One step and ten of pi0.5's size with random weights, in bfloat16 and E4M3: their actions against
+those of single kernels; their time in a CUDA graph, all in turns, and what a step more takes; and
 from clocks inside the kernel how long each phase waits, multiplies and hands on.
 """
 
@@ -16,67 +16,65 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from kernel_cases import EXPERT_HIDDEN, EXPERT_WIDTH, HEAD_DIM, HEADS, HORIZON, ROWS
+from kernel_cases import ACTIONS, EXPERT_HIDDEN, EXPERT_WIDTH, HEAD_DIM, HEADS, HORIZON, ROWS
 from kernel_step import DenoiseStep
 from torch import Tensor
 
-from thor_policy_ros.backends.kernels import Weight, create_ops
+from thor_policy_ros.backends.fused_network import Expert, Flow, Place, integrate
+from thor_policy_ros.backends.fused_steps import StepTable, constants_in
+from thor_policy_ros.backends.fused_weights import ExpertLayerWeights, ExpertWeights
+from thor_policy_ros.backends.kernels import Ops, create_ops
 from thor_policy_ros.backends.kernels.capability import limits_of
 from thor_policy_ros.backends.kernels.expert_stack import ExpertStack, StackPlan, stack_plan
 
 PHASES = ("qkv", "scores", "values", "o", "gate_up", "down")
-LAYERS = 18
+LAYERS, STEPS = 18, 10
 
 
-class Layer(NamedTuple):
-    qkv: Weight
-    o: Weight
-    gate_up: Weight
-    down: Weight
+class Chunk:
+    """Some steps from the same noise, each with constants of its own; by `ops` and, where there is
+    a stack, in its one launch."""
 
-
-class StackStep:
-    """A `DenoiseStep` whose layers are one launch."""
-
-    def __init__(self, step: DenoiseStep, device: torch.device, **macros: int) -> None:
-        self.step = step
-        layers = [Layer(**weights) for weights in step.layers]
-        fp8 = layers[0].qkv.scale is not None
-        plan = planned(fp8, device)
-        self.stack = ExpertStack(plan, layers, device, **macros)
-        pieces = []
+    def __init__(self, step: DenoiseStep, steps: int, ops: Ops) -> None:
+        layers = tuple(ExpertLayerWeights(**weights) for weights in step.layers)
+        self.noise = step.start
+        self.expert = Expert(ops, ExpertWeights(step.into, layers, step.out))
+        pieces: list[Tensor] = []
         for (attention, mlp), (gate1, gate2) in zip(step.folds, step.gates, strict=True):
             pieces += [attention.scale, attention.bias, gate1, mlp.scale, mlp.bias, gate2]
-        self.constants = torch.cat(pieces).contiguous()
-        self.keys = torch.stack([k for k, _ in step.buffers]).contiguous()
-        self.values = torch.stack([v for _, v in step.buffers]).contiguous()
+        first = torch.cat([*pieces, *step.final])
+        rows = torch.stack([first * (1 - 0.01 * i) for i in range(steps)])
+        views = tuple(constants_in(row, self.expert.weights) for row in rows)
+        self.table = StepTable(rows, views)
+        gains = step.gain[None].expand(steps, -1).contiguous()
+        self.flow = Flow(step.actions, step.hidden, step.target, gains)
+        keys = torch.stack([k for k, _ in step.buffers]).contiguous()
+        values = torch.stack([v for _, v in step.buffers]).contiguous()
+        each = list(zip(keys, values, strict=True))
+        zero = torch.zeros_like(step.length)
+        self.place = Place(each, step.length, *step.rope, zero, keys, values)
 
-    def layers(self) -> None:
-        """`hidden`, in place."""
-        step = self.step
-        self.stack.run(step.hidden, self.constants, self.keys, self.values, step.length, *step.rope)
+    def run(self, stack: ExpertStack | None = None) -> None:
+        self.flow.actions.copy_(self.noise)
+        integrate(self.expert._replace(stack=stack), self.flow, self.table, self.place)
 
-    def run(self, ops: Any) -> None:
-        step = self.step
-        ops.embed_actions(step.actions, *step.into, step.folds[0][0].scale, step.hidden)
-        self.layers()
-        ops.euler_step(
-            step.actions, step.hidden, *step.final, *step.out, step.target, step.gain, t=0.7, dt=0.1
-        )
+    def rerun(self, stack: ExpertStack | None = None) -> Tensor:
+        self.run(stack)
+        return self.flow.actions.clone()
 
-    def rerun(self, ops: Any) -> Tensor:
-        self.step.actions.copy_(self.step.start)
-        self.run(ops)
-        return self.step.actions.clone()
+
+def stack_for(chunk: Chunk, **macros: int) -> ExpertStack:
+    weights, device = chunk.expert.weights, chunk.noise.device
+    plan = planned(weights.layers[0].qkv.scale is not None, device)
+    return ExpertStack(plan, weights.layers, weights.into, weights.out, device, **macros)
 
 
 def planned(fp8: bool, device: torch.device) -> StackPlan:
-    plan = stack_plan(
-        HORIZON, EXPERT_WIDTH, HEADS, HEAD_DIM, EXPERT_HIDDEN, LAYERS, ROWS, fp8, limits_of(device)
-    )
+    sizes = HORIZON, EXPERT_WIDTH, HEADS, HEAD_DIM, EXPERT_HIDDEN, LAYERS, ROWS, ACTIONS
+    plan = stack_plan(*sizes, fp8, limits_of(device))
     if plan is None:
         raise SystemExit("the stack is not made for this device")
     return plan
@@ -94,7 +92,7 @@ def captured(work: Any) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def replay_us(graphs: dict[str, torch.cuda.CUDAGraph], replays: int = 20, rounds: int = 15) -> Any:
+def replay_us(graphs: dict[str, torch.cuda.CUDAGraph], replays: int = 5, rounds: int = 15) -> Any:
     """Median over rounds of a replay's microseconds, the graphs in turns."""
     times: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(rounds):
@@ -163,55 +161,58 @@ def measured(fp8: bool, variants: Sequence[str]) -> tuple[dict[str, Any], bool]:
     kernel is compiled with, while it is being worked on."""
     device = torch.device("cuda")
     step, ops = DenoiseStep(device, fp8, LAYERS), create_ops("triton", device, True)
-    graphs = {"single kernels": captured(partial(step.run, ops))}
+    chunks = {steps: Chunk(step, steps, ops) for steps in (1, STEPS)}
+    graphs = {f"single kernels, {n}": captured(chunk.run) for n, chunk in chunks.items()}
     entry: dict[str, Any] = {}
     kept, good = [], True  # graphs hold addresses alone
     for variant in variants:
         macros = {k: int(v) for k, v in (pair.split("=") for pair in variant.split(","))}
-        stacked = StackStep(step, device, **macros)
-        entry[variant] = compared(stacked, ops)
-        good &= entry[variant]["right"]
-        if not stacked.stack.failed:
-            kept.append(stacked)
-            graphs[variant] = captured(partial(stacked.run, ops))
-            graphs[f"{variant}, layers alone"] = captured(stacked.layers)
-    entry["step_us"] = replay_us(graphs)
-    entry["inside"] = inside(step, ops, device)
+        stack = stack_for(chunks[1], **macros)
+        entry[variant] = {f"{n} steps": compared(chunk, stack) for n, chunk in chunks.items()}
+        entry[variant]["plan"] = vars(stack.plan).copy()
+        good &= all(entry[variant][f"{n} steps"]["right"] for n in chunks)
+        if not stack.failed:
+            kept.append(stack)
+            for n, chunk in chunks.items():
+                graphs[f"{variant}, {n}"] = captured(partial(chunk.run, stack))
+    times = entry["chunk_us"] = replay_us(graphs)
+    entry["step_us"] = {
+        name: round((times[f"{name}, {STEPS}"] - times[f"{name}, 1"]) / (STEPS - 1), 1)
+        for name in ("single kernels", *variants)
+        if f"{name}, 1" in times
+    }
+    entry["inside"] = inside(chunks[1])
     # Not only one length: the suffix lies behind it.
     step.length.fill_(301)
-    entry["length_301"] = compared(StackStep(step, device), ops)
+    entry["length_301"] = compared(chunks[STEPS], stack)
     return entry, good and entry["length_301"]["right"]
 
 
-def compared(stacked: StackStep, ops: Any) -> dict[str, Any]:
-    """Relative differences (norms) to the step of single kernels; equality of 50 runs."""
-    step = stacked.step
-    single = step.rerun(ops)
-    single_hidden = step.hidden.clone()
-    found = stacked.rerun(ops)
-    of_hidden = relative(step.hidden, single_hidden)
-    same = all(torch.equal(found, stacked.rerun(ops)) for _ in range(50))
-    failed = stacked.stack.failed
+def compared(chunk: Chunk, stack: ExpertStack) -> dict[str, Any]:
+    """Relative difference (norms) to the steps of single kernels; equality of 20 runs."""
+    single, found = chunk.rerun(), chunk.rerun(stack)
+    difference = relative(found - chunk.noise, single - chunk.noise)
+    same = all(torch.equal(found, chunk.rerun(stack)) for _ in range(20))
+    failed = stack.failed
     return {
-        "plan": vars(stacked.stack.plan).copy(),
-        "hidden_to_single_kernels": of_hidden,
-        "actions_to_single_kernels": relative(found, single),
-        "bit_equal_50_times": same,
+        "flow_to_single_kernels": difference,
+        "bit_equal_20_times": same,
         "failed": failed,
-        "right": same and not failed and of_hidden < 0.02,
+        "right": same and not failed and difference < 0.02,
     }
 
 
-def inside(step: DenoiseStep, ops: Any, device: torch.device) -> dict[str, Any]:
-    """Where the time goes. Cycles are turned into microseconds by the whole kernel's time."""
-    timed = StackStep(step, device, CLOCKS=1)
+def inside(chunk: Chunk) -> dict[str, Any]:
+    """Where a step's time goes. Cycles are turned into microseconds by the whole kernel's time."""
+    timed = stack_for(chunk, CLOCKS=1)
+    work = partial(chunk.run, timed)
     for _ in range(3):
-        timed.run(ops)
+        work()
     torch.cuda.synchronize()
-    us = replay_us({"layers": captured(timed.layers)})["layers"]
-    clocks = timed.stack.clocks
+    us = replay_us({"step": captured(work)})["step"]
+    clocks = timed.clocks
     cycles = float((clocks[-1, 5, 3] - clocks[0, 0, 0]).double().median())
-    return {"with_clocks_us": us, **phases(timed.stack, cycles / us)}
+    return {"with_clocks_us": us, **phases(timed, cycles / us)}
 
 
 if __name__ == "__main__":

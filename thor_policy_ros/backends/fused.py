@@ -54,7 +54,7 @@ from thor_policy_ros.types import (
 PROMPT_BUCKETS = (32, 64, 128)
 """And the model's own maximum. 20 tokens in 32 make a prefix of two cameras 2 % longer."""
 STEP_COUNTS = (10, 5, 3, 2, 1)
-"""Captured whole; any other count replays the graph of a single step."""
+"""Captured whole; any other count is one launch, or replays the graph of a single step."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Execution:
     make_tools: operations and products, one set for each stream. make_graphs: what prepares the
     programs of a stream, or None to run them as they are. padded: prompts fill up to the next
     bucket, so that programs have a few fixed sizes. step_counts: denoised by one program each.
-    make_stack: what runs the action expert's layers, and a note about it.
+    make_stack: what runs all denoise steps in one launch, and a note about it.
     """
 
     make_tools: Callable[[], Tools]

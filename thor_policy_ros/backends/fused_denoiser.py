@@ -1,4 +1,5 @@
-"""Noise to actions: one program for each slot and usual step count, a step's program for others.
+"""Noise to actions: one program for each slot and usual step count; for others a step's program,
+or the one launch that is all steps.
 
 H horizon, A action dims of the model, W expert width.
 """
@@ -22,7 +23,7 @@ from thor_policy_ros.backends.fused_network import (
 )
 from thor_policy_ros.backends.fused_programs import Programs
 from thor_policy_ros.backends.fused_slot import Slot, Staging
-from thor_policy_ros.backends.fused_steps import StepConstants, constants_in, row_size, step_rows
+from thor_policy_ros.backends.fused_steps import StepTable, constants_in, row_size, step_table
 from thor_policy_ros.backends.fused_weights import FusedModel
 from thor_policy_ros.types import F32, Guidance
 
@@ -33,8 +34,7 @@ class _Steps:
     def __init__(self, model: FusedModel, num_steps: int) -> None:
         config = model.config
         shape = (config.action_horizon, config.action_dim)
-        self.rows = step_rows(model, num_steps)
-        self.table = [constants_in(row, model.expert) for row in self.rows]
+        self.table = step_table(model, num_steps)
         self._guidance = GuidanceBuffers(num_steps, *shape, model.device)
         self._guided = False
         self.target = self._guidance.target[0]
@@ -81,27 +81,29 @@ class Denoiser:
         np.copyto(self._staging.array(), noise)
         self._staging.send(len(noise))
         flow = Flow(self._actions, self._hidden, of_count.target, of_count.gains)
+        work = partial(self._integrate, flow, of_count.table, slot)
         if steps in self._counts:
-            work = partial(self._integrate, flow, of_count.table, slot)
             self._programs.run(("denoise", index, steps), work)
+        elif self._expert.stack is not None:
+            work()
         else:
-            self._step_by_step(index, slot, flow, of_count)
+            self._step_by_step(index, slot, flow, of_count.table)
 
     def actions(self) -> F32:
         """f32[H,A] of the denoising launched last: the one wait for the device of a frame."""
         return self._read()
 
-    def _integrate(self, flow: Flow, table: list[StepConstants], slot: Slot) -> None:
+    def _integrate(self, flow: Flow, table: StepTable, slot: Slot) -> None:
         flow.actions.copy_(self._noise)
         integrate(self._expert, flow, table, slot.extended)
 
-    def _step_by_step(self, index: int, slot: Slot, flow: Flow, of_count: _Steps) -> None:
+    def _step_by_step(self, index: int, slot: Slot, flow: Flow, table: StepTable) -> None:
         """Programs that are there already, whatever the step count."""
         flow.actions.copy_(self._noise)
-        for step, constants in enumerate(of_count.table):
-            self._row.copy_(of_count.rows[step])
+        for step, constants in enumerate(table.steps):
+            self._row.copy_(table.rows[step])
             self._programs.run(("step", index), partial(self._one_step, flow, slot))
-            euler_step(self._expert, flow, constants, step, len(of_count.table))
+            euler_step(self._expert, flow, constants, step, len(table.steps))
 
     def _one_step(self, flow: Flow, slot: Slot) -> None:
         expert_hidden(self._expert, flow.actions, self._step, slot.extended, flow.hidden)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from thor_policy_ros.backends.fused_products import Products
-from thor_policy_ros.backends.fused_steps import StepConstants
+from thor_policy_ros.backends.fused_steps import StepConstants, StepTable
 from thor_policy_ros.backends.fused_weights import (
     ExpertWeights,
     PrefixWeights,
@@ -50,7 +50,7 @@ class Place(NamedTuple):
 
 
 class Expert(NamedTuple):
-    """The action expert. stack: what runs all of its layers in one launch; None: by `ops`, one
+    """The action expert. stack: what runs all steps in one launch; None: by `ops`, one operation
     after the other."""
 
     ops: Ops
@@ -103,17 +103,12 @@ def encode_prefix(tools: Tools, weights: PrefixWeights, x: Tensor, place: Place)
 def expert_hidden(
     expert: Expert, x_t: Tensor, constants: StepConstants, place: Place, hidden: Tensor
 ) -> None:
-    """Actions x_t f32[H,A] -> `hidden` [H,W] before the final norm.
+    """Actions x_t f32[H,A] -> `hidden` [H,W] before the final norm, by single operations.
 
     What lies behind the prefix's keys and values is the expert's to write.
     """
-    (ops, weights, stack), steps = expert, constants.layers
+    ops, weights, steps = expert.ops, expert.weights, constants.layers
     x = ops.embed_actions(x_t, *weights.into, steps[0].attention.scale, hidden)
-    if stack is not None:
-        stack.run(
-            hidden, constants.row, place.keys, place.values, place.length, place.cos, place.sin
-        )
-        return
     read_next = [*(step.attention.scale for step in steps[1:]), constants.final_scale]
     layers = zip(weights.layers, steps, place.layers, read_next, strict=True)
     for layer, step, (keys, values), scale in layers:
@@ -128,7 +123,7 @@ def expert_hidden(
 
 class Flow(NamedTuple):
     """What Euler's rule works on: actions f32[H,A], updated in place; scratch [H,W] of the
-    expert; the guidance's target f32[H,A] and gains f32[steps,H]."""
+    single operations; the guidance's target f32[H,A] and gains f32[steps,H]."""
 
     actions: Tensor
     hidden: Tensor
@@ -151,8 +146,12 @@ def euler_step(expert: Expert, flow: Flow, constants: StepConstants, step: int, 
     )
 
 
-def integrate(expert: Expert, flow: Flow, table: Sequence[StepConstants], place: Place) -> None:
-    """All steps: noise in `flow.actions` becomes actions. table: one entry for each step."""
-    for step, constants in enumerate(table):
+def integrate(expert: Expert, flow: Flow, table: StepTable, place: Place) -> None:
+    """All steps: noise in `flow.actions` becomes actions."""
+    if expert.stack is not None:
+        keys_and_positions = place.keys, place.values, place.length, place.cos, place.sin
+        expert.stack.run(flow.actions, table.rows, flow.target, flow.gains, *keys_and_positions)
+        return
+    for step, constants in enumerate(table.steps):
         expert_hidden(expert, flow.actions, constants, place, flow.hidden)
-        euler_step(expert, flow, constants, step, len(table))
+        euler_step(expert, flow, constants, step, len(table.steps))

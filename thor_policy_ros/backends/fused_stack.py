@@ -1,4 +1,4 @@
-"""Whether a model's action expert can run as one launch a step, and the object that does it."""
+"""Whether all denoise steps of a model can be one launch, and the object that makes it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from thor_policy_ros.backends.kernels.expert_stack import ExpertStack, StackPlan
 from thor_policy_ros.backends.kernels.weights import rope_halves
 
 NEEDED = ("cuda.core", "cuda.bindings")
+TRIAL_STEPS = 2
+"""One after the other, and one that begins where another ended."""
 _SINGLE = "a kernel for each product of a denoise step"
 _log = logging.getLogger(__name__)
 
@@ -31,9 +33,9 @@ def stack_of(model: FusedModel) -> tuple[ExpertStack | None, str]:
     except torch.OutOfMemoryError:
         raise  # a load without room is refused as a whole, not made a slower one
     except Exception as error:  # noqa: BLE001 - whatever compiler or driver refuses, single kernels run
-        _log.exception("the expert's layers as one launch were refused")
+        _log.exception("all denoise steps as one launch were refused")
         return None, f"{_SINGLE}: one launch was refused ({type(error).__name__}: {error})"
-    return stack, f"one launch a denoise step, on {stack.plan.blocks} multiprocessors"
+    return stack, f"one launch for all denoise steps, on {stack.plan.blocks} multiprocessors"
 
 
 def missing(model: FusedModel) -> str:
@@ -51,13 +53,15 @@ def _tried(model: FusedModel) -> ExpertStack:
     """RuntimeError where its result is not finite."""
     plan, device = _plan(model), model.device
     assert plan is not None
-    stack = ExpertStack(plan, model.expert.layers, device)
-    hidden = torch.zeros(plan.rows, plan.width, device=device, dtype=model.dtype)
+    stack = ExpertStack(plan, model.expert.layers, model.expert.into, model.expert.out, device)
+    actions = torch.zeros(plan.rows, plan.actions, device=device)
+    target, gains = torch.zeros_like(actions), torch.zeros(TRIAL_STEPS, plan.rows, device=device)
+    rows = torch.zeros(TRIAL_STEPS, row_size(model.expert), device=device)
     keys = torch.zeros(plan.layers, plan.keys, plan.head_dim, device=device, dtype=model.dtype)
-    constants = torch.zeros(row_size(model.expert), device=device)
     length = torch.ones(1, device=device, dtype=torch.int32)
-    stack.run(hidden, constants, keys, keys, length, *rope_halves(plan.keys, plan.head_dim, device))
-    if not bool(hidden.isfinite().all()):
+    tables = rope_halves(plan.keys, plan.head_dim, device)
+    stack.run(actions, rows, target, gains, keys, keys, length, *tables)
+    if not bool(actions.isfinite().all()):
         raise RuntimeError("a trial with zeros gave what is not finite")
     return stack
 
@@ -75,6 +79,7 @@ def _plan(model: FusedModel) -> StackPlan | None:
         expert.mlp_dim,
         expert.depth,
         config.max_prefix_len + config.action_horizon,
+        config.action_dim,
         fp8=model.expert.layers[0].qkv.scale is not None,
         limits=limits_of(model.device),
     )

@@ -28,12 +28,24 @@ class LayerConstants(NamedTuple):
 
 
 class StepConstants(NamedTuple):
-    """final_scale (1 added), final_shift: f32[W] of the last norm. row: all of it, as it lies."""
+    """final_scale (1 added), final_shift: f32[W] of the last norm."""
 
     layers: tuple[LayerConstants, ...]
     final_scale: Tensor
     final_shift: Tensor
-    row: Tensor
+
+
+class StepTable(NamedTuple):
+    """All steps of one count. rows: f32[steps,size], as they lie; steps: views of them."""
+
+    rows: Tensor
+    steps: tuple[StepConstants, ...]
+
+
+def step_table(model: FusedModel, num_steps: int) -> StepTable:
+    """The constants of every step."""
+    rows = step_rows(model, num_steps)
+    return StepTable(rows, tuple(constants_in(row, model.expert) for row in rows))
 
 
 def step_rows(model: FusedModel, num_steps: int) -> Tensor:
@@ -52,7 +64,7 @@ def constants_in(row: Tensor, weights: ExpertWeights) -> StepConstants:
         layers.append(
             LayerConstants(attention, gate, Folded(next(pieces), next(pieces)), next(pieces))
         )
-    return StepConstants(tuple(layers), next(pieces), next(pieces), row)
+    return StepConstants(tuple(layers), next(pieces), next(pieces))
 
 
 def row_size(weights: ExpertWeights) -> int:

@@ -1,4 +1,4 @@
-"""The expert's layers in one launch: packing, plans, machine code; on a GPU against float32."""
+"""All denoise steps in one launch: packing, plans, machine code; on a GPU against float32."""
 
 from __future__ import annotations
 
@@ -7,18 +7,27 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from thor_policy_ros.backends.fused_network import Expert, Place, expert_hidden
-from thor_policy_ros.backends.fused_steps import constants_in, row_size
+from thor_policy_ros.backends.fused_network import Expert, Flow, Place, integrate
+from thor_policy_ros.backends.fused_steps import StepTable, constants_in, row_size
 from thor_policy_ros.backends.fused_weights import ExpertLayerWeights, ExpertWeights
-from thor_policy_ros.backends.kernels import Weight, create_ops, quantise_rows, rope_halves
+from thor_policy_ros.backends.kernels import (
+    Weight,
+    create_ops,
+    expert_stack,
+    quantise_rows,
+    rope_halves,
+)
 from thor_policy_ros.backends.kernels.capability import DeviceLimits, limits_of
 from thor_policy_ros.backends.kernels.expert_stack import (
     SLOT,
+    SOURCE,
     ExpertStack,
     StackPlan,
     compiled,
@@ -27,7 +36,7 @@ from thor_policy_ros.backends.kernels.expert_stack import (
     stack_plan,
 )
 
-WIDTH, HEADS, HEAD_DIM, HIDDEN = 1024, 8, 256, 4096
+WIDTH, HEADS, HEAD_DIM, HIDDEN, ACTIONS = 1024, 8, 256, 4096, 32
 SHAPES = {
     "qkv": ((HEADS + 2) * HEAD_DIM, WIDTH),
     "o": (WIDTH, HEADS * HEAD_DIM),
@@ -48,7 +57,7 @@ FP8 = pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "e4m3"])
 def plan_for(
     limits: DeviceLimits, fp8: bool = False, rows: int = 10, layers: int = 18, keys: int = 978
 ) -> StackPlan | None:
-    return stack_plan(rows, WIDTH, HEADS, HEAD_DIM, HIDDEN, layers, keys, fp8, limits)
+    return stack_plan(rows, WIDTH, HEADS, HEAD_DIM, HIDDEN, layers, keys, ACTIONS, fp8, limits)
 
 
 def layer_weights(fp8: bool, generator: torch.Generator) -> ExpertLayerWeights:
@@ -89,7 +98,20 @@ def test_an_odd_number_of_layers_has_no_plan() -> None:
 
 
 def test_the_demo_policys_expert_has_no_plan() -> None:
-    assert stack_plan(10, 64, 2, 32, 128, 4, 200, False, DEVICES["H200"]) is None
+    assert stack_plan(10, 64, 2, 32, 128, 4, 200, 32, False, DEVICES["H200"]) is None
+
+
+def test_actions_that_no_whole_loads_hold_have_no_plan() -> None:
+    sizes = (10, WIDTH, HEADS, HEAD_DIM, HIDDEN, 18, 978)
+    assert stack_plan(*sizes, 24, False, DEVICES["H200"]) is None
+
+
+def test_a_step_has_as_many_constants_as_the_network_gives_it() -> None:
+    plan = plan_for(DEVICES["H200"], layers=2)
+    assert plan is not None
+    layers = tuple(layer_weights(False, torch.Generator().manual_seed(2)) for _ in range(2))
+    into, out = (torch.zeros(WIDTH, ACTIONS),) * 2, (torch.zeros(ACTIONS, WIDTH),) * 2
+    assert plan.row_size == row_size(ExpertWeights(into, layers, out))
 
 
 # --- packing
@@ -152,6 +174,39 @@ def test_scales_of_rows_lie_in_the_order_of_the_products() -> None:
     assert torch.equal(scales[1, 2560 + 1024 : 2560 + 1024 + 8192], gate_up)
 
 
+# --- launching
+
+
+C_TYPES = {"float": np.float32, "int": np.int32}
+
+
+def test_the_arguments_are_those_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver believes what it is given: an argument too few is a crash."""
+    launched: list[tuple[Any, ...]] = []
+
+    def kernel(plan: StackPlan, device: torch.device) -> Any:
+        return lambda *arguments: launched.append(arguments)
+
+    monkeypatch.setattr(expert_stack, "_Kernel", kernel)
+    plan = plan_for(DEVICES["H200"], layers=2)
+    assert plan is not None
+    layers = [layer_weights(False, torch.Generator().manual_seed(2)) for _ in range(2)]
+    into = torch.zeros(WIDTH, ACTIONS), torch.zeros(WIDTH)
+    out = torch.zeros(ACTIONS, WIDTH), torch.zeros(ACTIONS)
+    stack = ExpertStack(plan, layers, into, out, torch.device("cpu"))
+    actions, cache = torch.zeros(10, ACTIONS), torch.zeros(2, 978, HEAD_DIM).bfloat16()
+    rows, gains = torch.zeros(3, plan.row_size), torch.zeros(3, 10)
+    length, table = torch.ones(1, dtype=torch.int32), torch.zeros(978, HEAD_DIM // 2)
+    stack.run(actions, rows, actions, gains, cache, cache, length, table, table)
+    with pytest.raises(ValueError, match="this kernel was made for"):
+        stack.run(actions, rows[:, 4:], actions, gains, cache, cache, length, table, table)
+
+    declared = re.search(r"expert_stack\((.*?)\) {", SOURCE.read_text(), re.DOTALL)
+    assert declared is not None
+    parameters = [" ".join(p.split()[:-1]) for p in declared[1].split(",")]
+    assert [type(a) for a in launched[0]] == [C_TYPES.get(p, int) for p in parameters]
+
+
 # --- machine code
 
 
@@ -191,7 +246,7 @@ def test_it_compiles_for_every_generation(
 
 
 class Subject:
-    """Layers, constants and a prefix of random numbers, and the same in float32."""
+    """Layers, constants of each step and a prefix, of random numbers; and the same in float32."""
 
     def __init__(
         self,
@@ -204,16 +259,23 @@ class Subject:
         self.device = torch.device("cuda")
         self.generator = torch.Generator(self.device).manual_seed(rows)
         normal = self.normal
-        self.rows = rows
         self.layers = tuple(layer_weights(fp8, self.generator) for _ in range(layers))
-        into = normal(WIDTH, 32) / 32**0.5, normal(WIDTH)
-        out = normal(32, WIDTH) / WIDTH**0.5, normal(32)
+        into = normal(WIDTH, ACTIONS) / ACTIONS**0.5, normal(WIDTH)
+        out = normal(ACTIONS, WIDTH) / WIDTH**0.5, normal(ACTIONS)
         self.weights = ExpertWeights(into, self.layers, out)
-        self.row = 0.1 * normal(row_size(self.weights))
-        self.constants = constants_in(self.row, self.weights)
-        for layer in self.constants.layers:
-            layer.attention.scale.add_(1)
-            layer.mlp.scale.add_(1)
+        dense = tuple(ExpertLayerWeights(*(Weight(w.dense()) for w in x)) for x in self.layers)
+        self.exact = Expert(
+            create_ops("reference", self.device), self.weights._replace(layers=dense)
+        )
+        self.rows = 0.1 * normal(10, row_size(self.weights))
+        for step in self.table(10).steps:
+            step.final_scale.add_(1)
+            for layer in step.layers:
+                layer.attention.scale.add_(1)
+                layer.mlp.scale.add_(1)
+        self.noise = normal(rows, ACTIONS)
+        self.target = normal(rows, ACTIONS)
+        self.gains = 2 * torch.rand(10, rows, device=self.device, generator=self.generator)
         self.keys = normal(layers, 1, 1, keys, HEAD_DIM).bfloat16()
         self.values = normal(layers, 1, 1, keys, HEAD_DIM).bfloat16()
         self.tables = rope_halves(keys, HEAD_DIM, self.device)
@@ -222,36 +284,39 @@ class Subject:
         limits = replace(limits, multiprocessors=multiprocessors or limits.multiprocessors)
         plan = plan_for(limits, fp8, rows, layers, keys)
         assert plan is not None
-        self.stack = ExpertStack(plan, self.layers, self.device)
+        ends = self.weights.into, self.weights.out
+        self.stack = ExpertStack(plan, self.layers, *ends, self.device)
+        self.single = Expert(create_ops("triton", self.device), self.weights)
+        self.one_launch = self.single._replace(stack=self.stack)
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device, generator=self.generator)
+
+    def table(self, steps: int) -> StepTable:
+        rows = self.rows[:steps]
+        return StepTable(rows, tuple(constants_in(row, self.weights) for row in rows))
 
     def place(self, dtype: torch.dtype) -> Place:
         keys, values = self.keys.to(dtype).clone(), self.values.to(dtype).clone()
         each = [(k[0], v[0]) for k, v in zip(keys, values, strict=True)]
         return Place(each, self.length, *self.tables, torch.zeros_like(self.length), keys, values)
 
-    def run(self, x_t: Tensor, length: int) -> Tensor:
+    def actions(self, expert: Expert, length: int, steps: int = 1, guided: bool = False) -> Tensor:
         self.length.fill_(length)
-        hidden = torch.empty(self.rows, WIDTH, device=self.device, dtype=torch.bfloat16)
-        ops = create_ops("triton", self.device)
-        expert = Expert(ops, self.weights, self.stack)
-        expert_hidden(expert, x_t, self.constants, self.place(torch.bfloat16), hidden)
-        return hidden
+        dtype = torch.float32 if expert is self.exact else torch.bfloat16
+        hidden = torch.empty(len(self.noise), WIDTH, device=self.device, dtype=dtype)
+        gains = self.gains[:steps] * guided
+        flow = Flow(self.noise.clone(), hidden, self.target, gains)
+        integrate(expert, flow, self.table(steps), self.place(dtype))
+        return flow.actions
 
-    def exactly(self, x_t: Tensor, length: int) -> Tensor:
-        self.length.fill_(length)
-        hidden = torch.empty(self.rows, WIDTH, device=self.device)
-        layers = tuple(ExpertLayerWeights(*(Weight(w.dense()) for w in x)) for x in self.layers)
-        weights = self.weights._replace(layers=layers)
-        expert = Expert(create_ops("reference", self.device), weights)
-        expert_hidden(expert, x_t, self.constants, self.place(torch.float32), hidden)
-        return hidden
+    def run(self, length: int, steps: int = 1, guided: bool = False) -> Tensor:
+        return self.actions(self.one_launch, length, steps, guided)
 
-
-def difference(found: Tensor, wanted: Tensor) -> float:
-    return float((found.float() - wanted).norm() / wanted.norm())
+    def error(self, found: Tensor, length: int, steps: int = 1, guided: bool = False) -> float:
+        """Relative, of the way from noise to actions."""
+        wanted = self.actions(self.exact, length, steps, guided)
+        return float((found - wanted).norm() / (wanted - self.noise).norm())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -270,17 +335,33 @@ def gpu() -> None:
 
 
 @pytest.mark.gpu
+@FP8
+def test_all_steps_are_those_of_float32(gpu: None, fp8: bool) -> None:
+    """Step counts and prefixes in turns, since what one launch leaves behind is the next one's; and
+    no worse than a kernel for each operation."""
+    subject = Subject(10, fp8)
+    for steps, length in ((10, 544), (1, 17), (2, 968 - 10), (3, 1), (10, 301), (7, 8), (2, 544)):
+        for guided in (False, True):
+            case = length, steps, guided
+            found, single = subject.run(*case), subject.actions(subject.single, *case)
+            error = subject.error(found, *case)
+            assert error < 0.02, case
+            assert error < 1.3 * subject.error(single, *case) + 1e-3, case
+            assert torch.equal(found, subject.run(*case)), case
+    assert not subject.stack.failed
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("rows", [8, 10, 15, 16])
 @FP8
 def test_a_step_is_that_of_float32(gpu: None, rows: int, fp8: bool) -> None:
     """Prefixes of one key and of all, and around the borders of 8 and 16 keys; longer and shorter
     ones in turns, since what one leaves behind is the next one's."""
     subject = Subject(rows, fp8)
-    x_t = subject.normal(rows, 32)
     for length in (544, 1, 968 - rows, 16, 301, 15, 17, 8, 549, 544):
-        found, wanted = subject.run(x_t, length), subject.exactly(x_t, length)
-        assert difference(found, wanted) < 0.02, length
-        assert torch.equal(found, subject.run(x_t, length)), length
+        found = subject.run(length)
+        assert subject.error(found, length) < 0.02, length
+        assert torch.equal(found, subject.run(length)), length
     assert not subject.stack.failed
 
 
@@ -293,50 +374,50 @@ def test_few_multiprocessors_have_several_groups_of_tiles(
     """As Thor and Orin would run it, on whatever GPU there is."""
     subject = Subject(10, fp8, multiprocessors=multiprocessors)
     assert subject.stack.plan.blocks <= multiprocessors
-    x_t = subject.normal(10, 32)
     for length in (544, 17, 960):
-        found, wanted = subject.run(x_t, length), subject.exactly(x_t, length)
-        assert difference(found, wanted) < 0.02, length
-        assert torch.equal(found, subject.run(x_t, length)), length
+        found = subject.run(length, steps=3, guided=True)
+        assert subject.error(found, length, steps=3, guided=True) < 0.02, length
+        assert torch.equal(found, subject.run(length, steps=3, guided=True)), length
+    assert not subject.stack.failed
 
 
 @pytest.mark.gpu
-def test_replayed_as_a_graph_it_is_the_same(gpu: None) -> None:
+@pytest.mark.parametrize("steps", [1, 10])
+def test_replayed_as_a_graph_it_is_the_same(gpu: None, steps: int) -> None:
     subject = Subject(10, fp8=False)
-    x_t = subject.normal(10, 32)
-    wanted = subject.run(x_t, 544)
-    place, hidden = subject.place(torch.bfloat16), torch.empty_like(wanted)
-    expert = Expert(create_ops("triton", subject.device), subject.weights, subject.stack)
+    wanted = subject.run(544, steps)
+    place, table = subject.place(torch.bfloat16), subject.table(steps)
+    flow = Flow(subject.noise.clone(), wanted, subject.target, 0 * subject.gains[:steps])
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        expert_hidden(expert, x_t, subject.constants, place, hidden)
-    for _ in range(200):
+        flow.actions.copy_(subject.noise)
+        integrate(subject.one_launch, flow, table, place)
+    for _ in range(100):
         graph.replay()
-        assert torch.equal(hidden, wanted)
+        assert torch.equal(flow.actions, wanted)
 
 
 @pytest.mark.gpu
 def test_two_stacks_at_once_do_not_wait_for_each_other_forever(gpu: None) -> None:
     """Two engines of one GPU, as while one is verified beside the other."""
     subjects = [Subject(10, fp8=False), Subject(10, fp8=True)]
-    x_t = subjects[0].normal(10, 32)
-    wanted = [subject.run(x_t, 544) for subject in subjects]
+    wanted = [subject.run(544, 3) for subject in subjects]
     streams = [torch.cuda.Stream() for _ in subjects]
     torch.cuda.synchronize()
-    for _ in range(50):
+    for _ in range(30):
         found = []
         for subject, stream in zip(subjects, streams, strict=True):
             with torch.cuda.stream(stream):
-                found.append(subject.run(x_t, 544))
+                found.append(subject.run(544, 3))
         torch.cuda.synchronize()
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.gpu
-def test_after_a_failure_every_answer_is_nan(gpu: None) -> None:
+@pytest.mark.parametrize("steps", [1, 3])
+def test_after_a_failure_every_answer_is_nan(gpu: None, steps: int) -> None:
     subject = Subject(10, fp8=False, layers=2)
-    x_t = subject.normal(10, 32)
-    assert subject.run(x_t, 100).isfinite().all()
+    assert subject.run(100, steps).isfinite().all()
     subject.stack.poison()
-    assert subject.run(x_t, 100).isnan().all()
+    assert subject.run(100, steps).isnan().all()
     assert subject.stack.failed

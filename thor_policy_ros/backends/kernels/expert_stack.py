@@ -1,12 +1,12 @@
-"""All layers of the action expert in one launch: weights that never stop coming
+"""All denoise steps of a chunk in one launch: weights that never stop coming
 (cuda_source/expert_stack.cu).
 
-One block a multiprocessor, for a whole denoise step; each thread streams its own share of all
+One block a multiprocessor, for all layers of all steps; each thread streams its own share of all
 weights through shared memory, and blocks hand activations to each other without barriers. The
 weights are packed once: for each block one run of bytes, in the order in which it multiplies them.
 
-Letters: L layers, M rows (actions), W width, N outputs, K inputs, D head dim, R rows of a K,V
-buffer.
+Letters: L layers, M rows (actions), A action dims, W width, N outputs, K inputs, D head dim, R rows
+of a K,V buffer.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Matrices(Protocol):
 class StackPlan:
     """Sizes that the kernel is compiled for. blocks: how many run, one a multiprocessor.
     group: tiles that a block multiplies between two barriers, at the most. depth: chunks of weights
-    that it has asked for at any time. keys: R."""
+    that it has asked for at any time. keys: R. actions: A."""
 
     rows: int
     width: int
@@ -64,6 +64,7 @@ class StackPlan:
     hidden: int
     layers: int
     keys: int
+    actions: int
     blocks: int
     group: int
     depth: int
@@ -91,10 +92,14 @@ class StackPlan:
             "HIDDEN": self.hidden,
             "LAYERS": self.layers,
             "KEYS": self.keys,
+            "ACTIONS": self.actions,
             "BLOCKS": self.blocks,
             "GROUP": self.group,
             "DEPTH": self.depth,
             "FP8": int(self.fp8),
+            "EXCHANGE": self.exchange_bytes,
+            "SHARED": self.shared_memory,
+            "ROW": self.row_size,
         }
 
     @property
@@ -116,9 +121,16 @@ class StackPlan:
         return next(group for group in range(self.group, 0, -1) if tiles % group == 0)
 
     @property
+    def row_size(self) -> int:
+        """Floats of a step's constants."""
+        layer = 4 * self.width + (self.heads + 2) * self.head_dim + 2 * self.hidden
+        return self.layers * layer + 2 * self.width
+
+    @property
     def exchange_bytes(self) -> int:
         """Of the two sets of buffers through which blocks hand on what they made."""
-        row = 2 * self.width + 2 * self.heads * self.head_dim + 2 * self.head_dim + self.hidden
+        row = 3 * self.width + 2 * self.heads * self.head_dim + 2 * self.head_dim + self.hidden
+        row += 2 * self.actions
         scores = 64 * self.heads * self.rows * (ceil_div(self.keys, 16) + 1)
         return 2 * (2 * self.rows * row + scores)
 
@@ -131,6 +143,7 @@ def stack_plan(
     hidden: int,
     layers: int,
     keys: int,
+    actions: int,
     fp8: bool,
     limits: DeviceLimits,
 ) -> StackPlan | None:
@@ -146,6 +159,7 @@ def stack_plan(
         and layers % 2 == 0
         and width % chunk == 0
         and hidden % chunk == 0
+        and actions % 16 == 0
         and limits.capability >= ((8, 9) if fp8 else (8, 0))
     )
     if not fits:
@@ -155,7 +169,7 @@ def stack_plan(
     blocks = ceil_div(tiles, ceil_div(tiles, limits.multiprocessors))
     for group in (8, 4, 2):
         plan = StackPlan(
-            *(rows, width, heads, head_dim, hidden, layers, keys), blocks, group, 0, fp8
+            *(rows, width, heads, head_dim, hidden, layers, keys, actions), blocks, group, 0, fp8
         )
         depth = min(32, (limits.shared_memory - plan.shared_memory) // SLOT)
         if depth >= LEAST_DEPTH:
@@ -246,12 +260,29 @@ def row_scales(plan: StackPlan, layers: Sequence[Matrices]) -> Tensor:
 
 
 class ExpertStack:
-    """The compiled kernel with its packed weights. One stream runs it at a time."""
+    """The compiled kernel with its packed weights. One stream runs it at a time.
+
+    into, out: weight and bias of the action projections, f32 [W,A], [W] and [A,W], [A].
+    """
 
     def __init__(
-        self, plan: StackPlan, layers: Sequence[Matrices], device: torch.device, **macros: int
+        self,
+        plan: StackPlan,
+        layers: Sequence[Matrices],
+        into: tuple[Tensor, Tensor],
+        out: tuple[Tensor, Tensor],
+        device: torch.device,
+        **macros: int,
     ) -> None:
         self.plan = plan
+        self._ends = (*into, *out)
+        for n, k, (weight, bias) in (
+            (plan.width, plan.actions, into),
+            (plan.actions, plan.width, out),
+        ):
+            _require(weight, (n, k), torch.float32)
+            _require(bias, (n,), torch.float32)
+            require_contiguous(weight=weight, bias=bias)
         self._weights = pack(plan, layers)
         self._scales = row_scales(plan, layers)
         self._exchange = torch.full(
@@ -266,8 +297,9 @@ class ExpertStack:
 
     @property
     def clocks(self) -> Tensor:
-        """i64[L,6,4,blocks] of a kernel compiled with CLOCKS=1: when each block began a phase,
-        had received, had multiplied, and had handed on, in cycles of its multiprocessor."""
+        """i64[L,6,4,blocks] of a kernel compiled with CLOCKS=1: when each block began a phase of
+        the last step, had received, had multiplied, and had handed on, in cycles of its
+        multiprocessor."""
         return self._clocks
 
     @property
@@ -281,34 +313,35 @@ class ExpertStack:
 
     def run(
         self,
-        hidden: Tensor,
-        constants: Tensor,
+        actions: Tensor,
+        rows: Tensor,
+        target: Tensor,
+        gains: Tensor,
         keys: Tensor,
         values: Tensor,
         length: Tensor,
         cos: Tensor,
         sin: Tensor,
     ) -> None:
-        """hidden [M,W], in place: from the embedded actions to the last layer's output.
+        """actions f32[M,A], in place: from noise through every step of `rows`, f32[steps,size] of
+        `fused_steps.step_rows`.
 
-        constants: f32 row of `fused_steps.step_rows`; keys, values [L,...,R,D] of the prefix,
+        target f32[M,A], gains f32[steps,M]: the guidance. keys, values [L,...,R,D] of the prefix,
         of which the first `length` (i32[1]) rows count and nothing is written.
         """
-        plan = self.plan
-        require_contiguous(hidden=hidden, constants=constants, keys=keys, values=values)
-        require_contiguous(length=length, cos=cos, sin=sin)
-        wanted = (plan.rows, plan.width), (plan.keys, plan.head_dim)
-        got = tuple(hidden.shape), tuple(keys.shape[-2:])
-        if got != wanted or hidden.dtype != torch.bfloat16:
-            raise ValueError(
-                f"this kernel was made for bfloat16 hidden {wanted[0]} and keys {wanted[1]}, got"
-                f" {hidden.dtype} {got[0]} and {got[1]}"
-            )
+        plan, steps = self.plan, len(rows)
+        _require(actions, (plan.rows, plan.actions), torch.float32)
+        _require(target, (plan.rows, plan.actions), torch.float32)
+        _require(gains, (steps, plan.rows), torch.float32)
+        _require(rows, (steps, plan.row_size), torch.float32)
+        for kept in (keys, values):
+            _require(kept, (plan.layers, *kept.shape[1:-2], plan.keys, plan.head_dim))
+        require_contiguous(actions=actions, rows=rows, target=target, gains=gains, keys=keys)
+        require_contiguous(values=values, length=length, cos=cos, sin=sin)
         self._kernel(
             self._weights.data_ptr(),
-            constants.data_ptr(),
+            rows.data_ptr(),
             self._scales.data_ptr(),
-            hidden.data_ptr(),
             self._exchange.data_ptr(),
             keys.data_ptr(),
             values.data_ptr(),
@@ -316,8 +349,21 @@ class ExpertStack:
             cos.data_ptr(),
             sin.data_ptr(),
             np.float32(math.log2(math.e) / math.sqrt(plan.head_dim)),
+            actions.data_ptr(),
+            target.data_ptr(),
+            gains.data_ptr(),
+            *(tensor.data_ptr() for tensor in self._ends),
+            np.int32(steps),
+            np.float32(1 / steps),
             self._failed.data_ptr(),
             self._clocks.data_ptr(),
+        )
+
+
+def _require(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise ValueError(
+            f"this kernel was made for {dtype} {shape}, got {tensor.dtype} {tuple(tensor.shape)}"
         )
 
 

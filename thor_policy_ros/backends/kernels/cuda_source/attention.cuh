@@ -10,11 +10,11 @@ constexpr int OWN_TILES = (ROWS + TILE - 1) / TILE;  // of the actions' own keys
 __device__ inline void attention_scores(Block& me, const Layer& layer) {
   MARK(1, 0);
   const int head = me.warp >> 1, begin = (me.warp & 1) * HALF + 8 * me.quarter;
-  const int tiles = layer.prefix_tiles + OWN_TILES;
+  const int tiles = layer.prefix_tiles() + OWN_TILES;
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < tiles; tile += BLOCKS) {
-    const bool own = tile >= layer.prefix_tiles;
-    const int key = (own ? tile - layer.prefix_tiles : tile) * TILE + me.row;
+    const bool own = tile >= layer.prefix_tiles();
+    const int key = (own ? tile - layer.prefix_tiles() : tile) * TILE + me.row;
     const bool there = key < (own ? ROWS : layer.length);
     const char* from = (own ? layer.set + AT_K : layer.keys) + 2 * (key * HEAD_DIM + begin);
     uint4 k[4], first[4], second[4];
@@ -48,12 +48,12 @@ __device__ inline void attention_scores(Block& me, const Layer& layer) {
     MARK(1, 2);
     __syncthreads();
     constexpr int PAIRS = HEADS * ROWS * (TILE / 2);
-    const int begin_key = (own ? tile - layer.prefix_tiles : tile) * TILE;
+    const int begin_key = (own ? tile - layer.prefix_tiles() : tile) * TILE;
     const int end_key = own ? ROWS : layer.length;
-    const int step = own ? layer.prefix_steps : begin_key / 16;
+    const int step = own ? layer.prefix_steps() : begin_key / 16;
 #pragma unroll
     for (int round = 0; round < (PAIRS + THREADS - 1) / THREADS; round++) {
-      const int index = round * THREADS + threadIdx.x;
+      const int index = round * THREADS + this_thread();
       if (index < PAIRS) {
         const int of_head = index / (ROWS * TILE / 2), inside = index % (ROWS * TILE / 2);
         const float* at = me.parts_b + 2 * of_head * ROWS * TILE + 2 * inside;
@@ -62,7 +62,7 @@ __device__ inline void attention_scores(Block& me, const Layer& layer) {
         const float b = (at[1] + at[ROWS * TILE + 1]) * layer.score_scale;
         const float none = __uint_as_float(0xff800000u);
         publish(
-            layer.set + AT_S + ((of_head * layer.steps + step) * ROWS + row) * 64 + key % 16 * 4,
+            layer.set + AT_S + ((of_head * layer.steps() + step) * ROWS + row) * 64 + key % 16 * 4,
             key < end_key ? a : none, key + 1 < end_key ? b : none);
       }
     }
@@ -82,7 +82,7 @@ __device__ inline void attended_values(Block& me, const Layer& layer) {
     // one of V's rows.
     const int value_key = me.lane >> 1;
     const char* scores =
-        layer.set + AT_S + (head * layer.steps * ROWS + me.row) * 64 + 16 * me.quarter;
+        layer.set + AT_S + (head * layer.steps() * ROWS + me.row) * 64 + 16 * me.quarter;
     const char* own_values =
         layer.set + AT_V + 2 * (value_key * HEAD_DIM + column + 8 * (me.lane & 1));
     const uint4 none = {0xff800000u, 0xff800000u, 0xff800000u, 0xff800000u};
@@ -91,9 +91,9 @@ __device__ inline void attended_values(Block& me, const Layer& layer) {
 #pragma unroll
     for (int i = 0; i < STEPS; i++) {
       const int step = me.warp + WARPS * i;
-      const bool own = step == layer.prefix_steps;
-      const int written = own ? OWN_TILES * TILE : layer.prefix_tiles * TILE - 16 * step;
-      const bool scored = step < layer.steps && 4 * me.quarter < written;
+      const bool own = step == layer.prefix_steps();
+      const int written = own ? OWN_TILES * TILE : layer.prefix_tiles() * TILE - 16 * step;
+      const bool scored = step < layer.steps() && 4 * me.quarter < written;
       first[i] = scored ? missing : none;
       second[i] = scored && me.has_second ? missing : none;
       v[i] = make_uint4(0, 0, 0, 0);

@@ -23,12 +23,15 @@ struct Layer {
   char *set, *other;  // this layer's buffers, and those of the layers before and behind it
   const float *constants, *row_scales;
   const char *keys, *values;  // of the prefix
-  char* hidden;               // what the first layer reads and the last one writes
   const float *cosines, *sines;
   float score_scale;
-  // Keys of the prefix, in tiles of 8 and steps of 16; then a step of the actions' own.
-  int length, prefix_tiles, prefix_steps, steps;
+  int length;  // of the prefix, in keys
   long long* clocks;
+
+  // In tiles of 8 keys and steps of 16; behind them a step of the actions' own.
+  __device__ inline int prefix_tiles() const { return (length + TILE - 1) / TILE; }
+  __device__ inline int prefix_steps() const { return (length + 15) / 16; }
+  __device__ inline int steps() const { return prefix_steps() + 1; }
 };
 
 struct Block {

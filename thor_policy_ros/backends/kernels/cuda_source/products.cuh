@@ -8,7 +8,7 @@ constexpr int NORMED = WIDTH / WARPS / 32;  // pieces of a row of x that a warp 
 
 // A warp's share of x [ROWS,WIDTH] at `at`, times the norm's scale; and of its rows' squares.
 __device__ inline void receive_normed(Block& me, uint4 (&first)[NORMED], uint4 (&second)[NORMED],
-                                      const char* at, bool in_panels, const float* scales) {
+                                      const char* at, const float* scales) {
   const int begin = me.warp * (WIDTH / WARPS) + 8 * me.quarter;
   float4 scale[2 * NORMED];
 #pragma unroll
@@ -17,9 +17,8 @@ __device__ inline void receive_normed(Block& me, uint4 (&first)[NORMED], uint4 (
     scale[2 * i] = __ldg(from);
     scale[2 * i + 1] = __ldg(from + 1);
   }
-  const int from = in_panels ? panel_at(me.row, begin) : 2 * (me.row * WIDTH + begin);
-  receive<NORMED>(first, second, at + from, in_panels ? PANEL : 64, in_panels ? 8 * 64 : 16 * WIDTH,
-                  me.asks, me.has_second, me.patience);
+  receive<NORMED>(first, second, at + panel_at(me.row, begin), PANEL, 8 * 64, me.asks,
+                  me.has_second, me.patience);
   float a = 0, b = 0;
   scale_rows<NORMED>(first, scale, a);
   scale_rows<NORMED>(second, scale, b);
@@ -58,8 +57,7 @@ __device__ inline void queries_keys_values(Block& me, const Layer& layer) {
       }
     }
     if (group == 0)
-      receive_normed(me, first, second, layer.index == 0 ? layer.hidden : layer.set + AT_X0,
-                     layer.index > 0, layer.constants + AT_SCALE1);
+      receive_normed(me, first, second, layer.set + AT_X0, layer.constants + AT_SCALE1);
     MARK(0, 1);
     me.tiles<QKV_GROUP, NORMED>(me.parts_a, first, second);
     MARK(0, 2);
@@ -98,18 +96,16 @@ __device__ inline void queries_keys_values(Block& me, const Layer& layer) {
 // The end of a residual block: x += gate * (y @ w.T), for this block's own columns.
 template <int K>
 __device__ inline void residual_product(Block& me, const char* y, const float* gates,
-                                        const float* row_scale, char* to, bool in_panels,
-                                        const Layer& layer, int phase) {
+                                        const float* row_scale, char* to, const Layer& layer,
+                                        int phase) {
   constexpr int PIECES = K / WARPS / 32;
   using Own = Pair<1, 4>;
   static_assert(Own::ROUNDS == 1, "a thread has one pair");
-  const Own pair(0);
   uint4 first[PIECES], second[PIECES];
 #pragma unroll 1
   for (int tile = 0; tile < OUT_TILES; tile++) {
-    const int column = (blockIdx.x * OUT_TILES + tile) * TILE + pair.column;
     float2 gate = make_float2(0, 0);
-    if (column < WIDTH) {
+    if (const int column = own_column(tile) + Own(0).column; column < WIDTH) {
       gate = __ldg(reinterpret_cast<const float2*>(gates + column));
       if (FP8) {
         const float2 scale = __ldg(reinterpret_cast<const float2*>(row_scale + column));
@@ -124,13 +120,14 @@ __device__ inline void residual_product(Block& me, const char* y, const float* g
     me.tiles<1, PIECES>(me.parts_b, first, second);
     MARK(phase, 2);
     __syncthreads();
+    const Own pair(0);
     const float2 sum = pair.sum(me.parts_b);
+    const int column = own_column(tile) + pair.column;
     if (pair.there && pair.lane == 0 && column < WIDTH) {
       float2& x = me.residual[tile * ROWS * (TILE / 2) + pair.index];
       const u32 word = pair_of(x.x + gate.x * sum.x, x.y + gate.y * sum.y);
       x = make_float2(low(word), high(word));
-      publish(to + (in_panels ? panel_at(pair.row, column) : 2 * (pair.row * WIDTH + column)),
-              word);
+      publish(to + panel_at(pair.row, column), word);
     }
     if (tile + 1 < OUT_TILES) __syncthreads();
   }
@@ -144,13 +141,16 @@ __device__ inline void output_projection(Block& me, const Layer& layer) {
   constexpr int BUSY = 8;
   constexpr int HELPERS = THREADS - 32 * BUSY;
   if (me.warp >= BUSY) {
-    const int used = (AT_S + HEADS * layer.steps * ROWS * 64) / 16;
+    const int used = (AT_S + HEADS * layer.steps() * ROWS * 64) / 16;
     const uint4 clear = {ABSENT, ABSENT, ABSENT, ABSENT};
     for (int i = blockIdx.x * HELPERS + threadIdx.x - 32 * BUSY; i < used; i += BLOCKS * HELPERS)
       reinterpret_cast<uint4*>(layer.other)[i] = clear;
+    // Up to the step's end: behind the last layer's lie those of the final norm.
+    if (layer.index + 1 < LAYERS)
+      bring_near(layer.constants + CONSTANTS, CONSTANTS + 2 * WIDTH, threadIdx.x - 32 * BUSY);
   }
   residual_product<ATTENDED>(me, layer.set + AT_Y, layer.constants + AT_GATE1,
-                             layer.row_scales + AT_ROW_O, layer.set + AT_X1, true, layer, 3);
+                             layer.row_scales + AT_ROW_O, layer.set + AT_X1, layer, 3);
   // What was cleared is so before anything of this block lets the next layer begin.
   if (me.warp >= BUSY) asm volatile("fence.acq_rel.gpu;" ::: "memory");
   MARK(3, 3);
@@ -180,7 +180,7 @@ __device__ inline void gate_and_up(Block& me, const Layer& layer) {
       }
     }
     if (group == 0)
-      receive_normed(me, first, second, layer.set + AT_X1, true, layer.constants + AT_SCALE2);
+      receive_normed(me, first, second, layer.set + AT_X1, layer.constants + AT_SCALE2);
     MARK(4, 1);
     me.tiles<GATE_UP_GROUP, NORMED>(me.parts_a, first, second);
     MARK(4, 2);
@@ -203,12 +203,12 @@ __device__ inline void gate_and_up(Block& me, const Layer& layer) {
   MARK(4, 3);
 }
 
-// Back into x, which the next layer reads.
+// Back into x, which the next layer reads, or the step's end.
 __device__ inline void down_projection(Block& me, const Layer& layer) {
   MARK(5, 0);
   const bool last = layer.index + 1 == LAYERS;
   residual_product<HIDDEN>(me, layer.set + AT_G, layer.constants + AT_GATE2,
                            layer.row_scales + AT_ROW_DOWN,
-                           last ? layer.hidden : layer.other + AT_X0, !last, layer, 5);
+                           last ? layer.set + AT_LAST : layer.other + AT_X0, layer, 5);
   MARK(5, 3);
 }

@@ -43,7 +43,9 @@ constexpr int AT_V = AT_K + 2 * ROWS * HEAD_DIM;
 constexpr int AT_Y = AT_V + 2 * ROWS * HEAD_DIM;
 constexpr int AT_X1 = AT_Y + 2 * ROWS * ATTENDED;
 constexpr int AT_G = AT_X1 + 2 * ROWS * WIDTH;
-constexpr int AT_S = AT_G + 2 * ROWS * HIDDEN;
+constexpr int AT_LAST = AT_G + 2 * ROWS * HIDDEN;       // what the last layer makes of x
+constexpr int AT_ACTIONS = AT_LAST + 2 * ROWS * WIDTH;  // x_t, which the next step begins with
+constexpr int AT_S = AT_ACTIONS + 4 * ROWS * ACTIONS;
 constexpr int SCORE_STEPS = (KEYS + 15) / 16 + 1;
 constexpr int SET = AT_S + 64 * HEADS * ROWS * SCORE_STEPS;
 
@@ -72,10 +74,16 @@ constexpr int RESIDUAL = OUT_TILES * ROWS * TILE;
 constexpr int chunks(int inputs, int tiles) { return inputs / (WARPS * TAKEN) * tiles; }
 constexpr int CHUNKS =
     chunks(WIDTH, QKV_TILES + GATE_UP_TILES) + chunks(ATTENDED + HIDDEN, OUT_TILES);
+constexpr u32 STREAM = (u32)LAYERS * CHUNKS * SLOT;  // bytes of a block
 
+static_assert(2 * SET == EXCHANGE, "the plan's bytes");
+static_assert(4 * (PARTS_A + PARTS_B + PARTS_C + 3 * STATISTICS + RESIDUAL) + DEPTH * SLOT == SHARED,
+              "the plan's bytes");
+static_assert(LAYERS * CONSTANTS + 2 * WIDTH == ROW, "the plan's floats");
 static_assert(LAYERS % 2 == 0, "buffers change with each layer and must come out even");
 static_assert(HEADS * 2 == WARPS && HEAD_DIM == 256, "a warp scores half a head");
 static_assert(WIDTH % (WARPS * TAKEN) == 0 && HIDDEN % (WARPS * TAKEN) == 0, "whole chunks");
 static_assert((BLOCKS - 1) * OUT_TILES < WIDTH / TILE, "every block is waited for in each layer");
 static_assert(ATTENDED % (WARPS * TAKEN) == 0, "whole chunks");
+static_assert(ACTIONS % 16 == 0 && WIDTH % 256 == 0, "whole loads at both ends of a step");
 static_assert(ROWS >= 8 && ROWS <= 16, "rows of the matrix units' smallest product");

@@ -6,40 +6,51 @@
 
 struct Stream {
   const char* from;   // of the block
-  u32 next, end;      // what this thread asks for next, and where that ends
+  u32 next, left;     // what this thread asks for next, and how many chunks are left to ask for
   u32 first, last;    // its slots in shared memory
-  u32 taken, filled;  // the slot to be taken next, and to be filled next
+  u32 slot;           // the one that is taken next, and then filled again
   u64 policy;
 
   __device__ inline u32 after(u32 at) const { return at == last ? first : at + SLOT; }
 
-  // The next COUNT chunks, into the slots of those taken last.
+  // Between two steps: how many are still to come. All but DEPTH of their chunks were not asked for.
+  __device__ inline int steps_to_come() const {
+    constexpr u32 OF_STEP = LAYERS * CHUNKS;
+    static_assert(DEPTH < OF_STEP, "the stream is never more than a step ahead");
+    return (left + OF_STEP - 1) / OF_STEP;
+  }
+
+  // COUNT more chunks, into the slots of those taken just now; behind the last layer's come the
+  // first one's again, for the next step.
   template <int COUNT>
   __device__ inline void ask() {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
-      if (next < end) {
-        asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(filled),
+      if (left > 0) {
+        asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(slot),
                      "l"(from + next), "l"(policy)
                      : "memory");
         next += SLOT;
+        if (next >= STREAM) next -= STREAM;
+        left--;
       }
       asm volatile("cp.async.commit_group;" ::: "memory");
-      filled = after(filled);
+      slot = after(slot);
     }
   }
 
-  // The next COUNT chunks; whoever takes them asks for as many.
+  // The next COUNT chunks; whoever takes them then asks for as many.
   template <int COUNT>
-  __device__ inline void take(uint4 (&chunks)[COUNT]) {
+  __device__ inline void take(uint4 (&chunks)[COUNT]) const {
+    u32 from_slot = slot;
     asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - COUNT) : "memory");
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
                    : "=r"(chunks[i].x), "=r"(chunks[i].y), "=r"(chunks[i].z), "=r"(chunks[i].w)
-                   : "r"(taken)
+                   : "r"(from_slot)
                    : "memory");
-      taken = after(taken);
+      from_slot = after(from_slot);
     }
   }
 };

@@ -13,6 +13,22 @@ __device__ inline void put_part(float* parts, int warp, int tile, int lane, cons
   if (row + 8 < ROWS) *reinterpret_cast<float2*>(at + 8 * TILE) = make_float2(sum[2], sum[3]);
 }
 
+// Asked for each time: what follows from them is sooner computed than kept.
+__device__ inline int this_thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
+__device__ inline int this_block() {
+  int block;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+  return block;
+}
+
+// Of x: the first column of a block's tile.
+__device__ inline int own_column(int tile) { return (this_block() * OUT_TILES + tile) * TILE; }
+
 // Two neighbouring columns of a row, made by LANES threads side by side.
 template <int TILES, int LANES>
 struct Pair {
@@ -22,9 +38,7 @@ struct Pair {
   bool there;
 
   __device__ inline Pair(int round) {
-    int thread;  // asked for each time: what follows from it is sooner computed than kept
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    const int item = round * THREADS + thread;
+    const int item = round * THREADS + this_thread();
     there = item < PAIRS * LANES;
     index = there ? item / LANES : 0;
     lane = item % LANES;
