@@ -6,12 +6,10 @@ H horizon, A action dims of the model, W expert width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from thor_policy_ros.backends.flow_guidance import GuidanceBuffers
 from thor_policy_ros.backends.fused_network import (
@@ -22,7 +20,7 @@ from thor_policy_ros.backends.fused_network import (
     integrate,
 )
 from thor_policy_ros.backends.fused_programs import Programs
-from thor_policy_ros.backends.fused_slot import Slot, Staging
+from thor_policy_ros.backends.fused_slot import HostArray, Slot
 from thor_policy_ros.backends.fused_steps import StepTable, constants_in, row_size, step_table
 from thor_policy_ros.backends.fused_weights import FusedModel
 from thor_policy_ros.types import F32, Guidance
@@ -63,14 +61,13 @@ class Denoiser:
         self._counts = frozenset(counts)
         self._steps: dict[int, _Steps] = {}
         shape = (config.action_horizon, config.action_dim)
-        self._noise = torch.zeros(shape, device=device)
-        self._staging = Staging(self._noise)
+        self._noise = HostArray(shape, device)
         self._actions = torch.zeros(shape, device=device)
+        self._result = HostArray(shape, device)
         width = config.action_expert.width
         self._hidden = torch.zeros(shape[0], width, device=device, dtype=model.dtype)
         self._row = torch.zeros(row_size(model.expert), device=device)
         self._step = constants_in(self._row, model.expert)
-        self._read = _reader(self._actions)
 
     def run(
         self, index: int, slot: Slot, noise: F32, steps: int, guidance: Guidance | None
@@ -78,8 +75,7 @@ class Denoiser:
         """Launch it; `actions` waits for the result. index: of the slot."""
         of_count = self._of_count(steps)
         of_count.guide(guidance)
-        np.copyto(self._staging.array(), noise)
-        self._staging.send(len(noise))
+        np.copyto(self._noise.array(), noise)
         flow = Flow(self._actions, self._hidden, of_count.target, of_count.gains)
         work = partial(self._integrate, flow, of_count.table, slot)
         if steps in self._counts:
@@ -88,22 +84,27 @@ class Denoiser:
             work()
         else:
             self._step_by_step(index, slot, flow, of_count.table)
+        self._noise.launched()
+        self._result.launched()
 
     def actions(self) -> F32:
         """f32[H,A] of the denoising launched last: the one wait for the device of a frame."""
-        return self._read()
+        copied: F32 = self._result.array().copy()
+        return copied
 
     def _integrate(self, flow: Flow, table: StepTable, slot: Slot) -> None:
-        flow.actions.copy_(self._noise)
+        flow.actions.copy_(self._noise.tensor, non_blocking=True)
         integrate(self._expert, flow, table, slot.extended)
+        self._result.tensor.copy_(flow.actions, non_blocking=True)
 
     def _step_by_step(self, index: int, slot: Slot, flow: Flow, table: StepTable) -> None:
         """Programs that are there already, whatever the step count."""
-        flow.actions.copy_(self._noise)
+        flow.actions.copy_(self._noise.tensor, non_blocking=True)
         for step, constants in enumerate(table.steps):
             self._row.copy_(table.rows[step])
             self._programs.run(("step", index), partial(self._one_step, flow, slot))
             euler_step(self._expert, flow, constants, step, len(table.steps))
+        self._result.tensor.copy_(flow.actions, non_blocking=True)
 
     def _one_step(self, flow: Flow, slot: Slot) -> None:
         expert_hidden(self._expert, flow.actions, self._step, slot.extended, flow.hidden)
@@ -112,19 +113,3 @@ class Denoiser:
         if steps not in self._steps:
             self._steps[steps] = _Steps(self._model, steps)
         return self._steps[steps]
-
-
-def _reader(actions: Tensor) -> Callable[[], F32]:
-    """Copies to the host and waits: on a GPU through pinned memory."""
-    if actions.device.type != "cuda":
-        return lambda: actions.numpy().copy()
-    host, done = torch.empty_like(actions, device="cpu").pin_memory(), torch.cuda.Event()
-
-    def read() -> F32:
-        host.copy_(actions, non_blocking=True)
-        done.record()
-        done.synchronize()
-        copied: F32 = host.numpy().copy()
-        return copied
-
-    return read

@@ -23,57 +23,27 @@ from thor_policy_ros.types import F32, I32, Bool
 PROMPTS_KEPT = 16
 
 
-class Staging:
-    """Fills a device tensor without waiting; on a CPU the tensor's own memory is filled.
-
-    `array()` is written, then `send` starts the copy. Only an array that is still being copied
-    is waited for.
-    """
-
-    def __init__(self, target: Tensor) -> None:
-        self._target = target
-        self._on_gpu = target.device.type == "cuda"
-        self._host = target
-        if self._on_gpu:
-            self._host = torch.empty_like(target, device="cpu").pin_memory()
-            self._copied = torch.cuda.Event()
-        self._array = self._host.numpy()
-
-    def array(self) -> npt.NDArray[Any]:
-        """The host's memory, of the target's shape and dtype."""
-        if self._on_gpu:
-            self._copied.synchronize()
-        return self._array
-
-    def send(self, count: int, begin: int = 0) -> None:
-        """Copy `count` entries along the first axis, from `begin` on."""
-        if self._on_gpu:
-            sent = slice(begin, begin + count)
-            self._target[sent].copy_(self._host[sent], non_blocking=True)
-            self._copied.record()
-
-
-class SharedImages:
-    """Images f32[V,3,S,S] that the host writes and programs read where they lie: on a GPU in pinned
-    memory, so that none is copied by a call of its own (each took 70 us of the host's time).
+class HostArray:
+    """Float32 that the host and launched programs share: on a GPU in pinned memory, which programs
+    reach by themselves. (A copy by a call of its own took 70 us of the host's time, for an image.)
     """
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         on_gpu = device.type == "cuda"
         self.tensor = torch.zeros(shape, pin_memory=on_gpu)
         self._array = self.tensor.numpy()
-        self._read = torch.cuda.Event() if on_gpu else None
+        self._used = torch.cuda.Event() if on_gpu else None
 
     def array(self) -> npt.NDArray[Any]:
-        """To be written: what was launched to read it is done."""
-        if self._read is not None:
-            self._read.synchronize()
+        """The host's again: what was launched to use it is done."""
+        if self._used is not None:
+            self._used.synchronize()
         return self._array
 
     def launched(self) -> None:
-        """What reads it has been launched."""
-        if self._read is not None:
-            self._read.record()
+        """What uses it has been launched."""
+        if self._used is not None:
+            self._used.record()
 
 
 class EmbeddedPrompts:
@@ -115,7 +85,7 @@ class Slot:
         self._horizon = config.action_horizon
         size = vision.image_size
         self.embeddings = torch.zeros(rows, gemma.width, device=device, dtype=model.dtype)
-        self.images = SharedImages((config.num_cameras, 3, size, size), device)
+        self.images = HostArray((config.num_cameras, 3, size, size), device)
         shape = (gemma.depth, 1, gemma.num_kv_heads, rows + self._horizon, gemma.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=model.dtype)
         self.values = torch.zeros(shape, device=device, dtype=model.dtype)
