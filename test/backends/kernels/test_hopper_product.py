@@ -288,7 +288,9 @@ def test_results_in_e4m3_are_rounded_once_and_saturate(
     assert bool((wanted.abs() > E4M3_MAX).any())
     limited = wanted.clamp(-E4M3_MAX, E4M3_MAX)
     steps = torch.exp2(torch.floor(torch.log2(limited.abs().clamp_min(2**-6))) - 3)
-    assert bool(((got.double() - limited).abs() <= 0.52 * steps + 2e-3 * limited.abs()).all())
+    of_sums = 0.02 * wanted.std()  # which the matrix units keep to 14 bits
+    assert bool(((got.double() - limited).abs() <= 0.5 * steps + of_sums).all())
+    assert error_of(got, limited) < 0.03
 
 
 @pytest.mark.gpu

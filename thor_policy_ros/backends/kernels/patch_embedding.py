@@ -30,13 +30,15 @@ def cut_patches_kernel(
     out_ptr,
     pixels,
     out_row,
+    FILL: tl.constexpr,
     GRID: tl.constexpr,
     PATCH: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Pixels in the order of images [v,3,S,S] to rows of patches; SPLIT: rounded, rest, rounded."""
+    """Pixels in the order of images [v,3,S,S] to rows of patches; SPLIT: rounded, rest, rounded.
+    FILL: columns of zeros behind them, which come with the first pixel of a patch."""
     wait_for_previous(OVERLAP)
     columns: tl.constexpr = 3 * PATCH * PATCH
     size: tl.constexpr = GRID * PATCH
@@ -45,13 +47,18 @@ def cut_patches_kernel(
     value = tl.load(image_ptr + index, mask=inside, other=0.0)
     x, y, plane = index % size, index // size % size, index // (size * size)
     row = plane // 3 * GRID * GRID + y // PATCH * GRID + x // PATCH
-    out = out_ptr + row * out_row + plane % 3 * PATCH * PATCH + y % PATCH * PATCH + x % PATCH
+    column = plane % 3 * PATCH * PATCH + y % PATCH * PATCH + x % PATCH
+    out = out_ptr + row * out_row + column
     rounded = value.to(out_ptr.dtype.element_ty)
     tl.store(out, rounded, mask=inside)
     if SPLIT:
         rest = (value - rounded.to(tl.float32)).to(out_ptr.dtype.element_ty)
         tl.store(out + columns, rest, mask=inside)
         tl.store(out + 2 * columns, rounded, mask=inside)
+    parts: tl.constexpr = 3 if SPLIT else 1
+    zero = tl.zeros((BLOCK,), out_ptr.dtype.element_ty)
+    for behind in tl.static_range(FILL):
+        tl.store(out + parts * columns + behind, zero, mask=inside & (column == 0))
 
 
 @triton.jit
@@ -62,8 +69,7 @@ def place_patches_kernel(
     out_ptr,
     rows,
     width,
-    columns,
-    row_stride,
+    COLUMNS: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -75,16 +81,16 @@ def place_patches_kernel(
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_inside, n_inside = row < rows, n < width
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(0, columns, BLOCK_K):
+    for first in range(0, COLUMNS, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        inside = k < columns
+        inside = k < COLUMNS
         x = tl.load(
-            patch_ptr + row[:, None] * row_stride + k[None, :],
+            patch_ptr + row[:, None] * COLUMNS + k[None, :],
             mask=row_inside[:, None] & inside[None, :],
             other=0.0,
         )
         w = tl.load(
-            weight_ptr + n[None, :] * row_stride + k[:, None],
+            weight_ptr + n[None, :] * COLUMNS + k[:, None],
             mask=n_inside[None, :] & inside[:, None],
             other=0.0,
         )
@@ -106,6 +112,7 @@ def embed_patches(
     grid = math.isqrt(tokens)
     patch, rows = size // grid, cameras * tokens
     split = weight.dtype == torch.bfloat16
+    parts = PATCH_PARTS if split else 1
     patches = torch.empty((rows, stride), device=weight.device, dtype=weight.dtype)
     out = torch.empty((rows, width), device=weight.device, dtype=dtype)
     target.launch(
@@ -115,6 +122,7 @@ def embed_patches(
         patches,
         images.numel(),
         stride,
+        FILL=stride - parts * 3 * patch * patch,
         GRID=grid,
         PATCH=patch,
         SPLIT=split,
@@ -131,8 +139,7 @@ def embed_patches(
         out,
         rows,
         width,
-        (PATCH_PARTS if split else 1) * 3 * patch * patch,
-        stride,
+        COLUMNS=stride,
         TOKENS=tokens,
         BLOCK_M=BLOCK_M,
         BLOCK_N=BLOCK_N,
