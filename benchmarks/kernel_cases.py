@@ -26,7 +26,7 @@ from thor_policy_ros.backends.kernels import (
     rope_halves,
 )
 from thor_policy_ros.backends.kernels.reference import scaled
-from thor_policy_ros.backends.kernels.weights import split_patches
+from thor_policy_ros.backends.kernels.weights import CameraImages, split_patches
 from thor_policy_ros.model.gemma import RMS_NORM_EPS
 
 PREFIX, ROWS, HORIZON = 544, 978, 10
@@ -410,7 +410,7 @@ def _embed_case(cameras: int = 2, width: int = 1152) -> Case:
     def call(ops: Ops, i: Inputs) -> Tensor:
         exactly = i["weight"].dtype != torch.bfloat16  # float64, of the measure
         weight, dtype = (i["dense"], torch.float64) if exactly else (i["weight"], torch.bfloat16)
-        return ops.embed_patches(i["images"], weight, i["offset"], dtype)
+        return ops.embed_patches(CameraImages(i["images"]), weight, i["offset"], dtype)
 
     rows = cameras * tokens
     moved = 4.0 * cameras * 3 * SIZE**2 + 2 * 6.0 * rows * columns + 6.0 * width * columns

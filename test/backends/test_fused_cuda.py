@@ -1,4 +1,4 @@
-"""The fused engine on a GPU: kernels, graphs and streams. Not run on one yet."""
+"""The fused engine on a GPU: kernels, graphs and streams."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from thor_policy_ros.backends.fused_weights import take_weights
 from thor_policy_ros.backends.pytorch import PyTorchBackend
 from thor_policy_ros.backends.registry import BACKENDS, availability, create_backend
 from thor_policy_ros.model.checkpoint import load_pi05
+from thor_policy_ros.model.image_memory import image_array, is_pinned
 from thor_policy_ros.types import Guidance, ModelInputs
 
 pytestmark = [
@@ -77,6 +78,22 @@ def test_no_frame_captures_anything_after_warmup() -> None:
         theirs = exact.denoise(exact.prefill(inputs, 0.0), NOISE, steps)
         assert np.abs(ours - theirs).max() < TOLERANCE
     assert [len(programs) for programs in backend.programs] == counts
+
+
+def test_images_in_pinned_memory_are_read_where_they_lie() -> None:
+    """And give what copied ones give, to the bit, frame after frame."""
+    backend = engine(torch.bfloat16, 20)
+    for shift in (0.0, 0.25, -0.5):
+        given = varied(20, (True, False, True))
+        images = np.clip(given.images + np.float32(shift), -1, 1)
+        pinned = image_array(images.shape)
+        pinned[:] = images
+        assert is_pinned(pinned) and not is_pinned(images)
+        results = [
+            backend.denoise(backend.prefill(replace(given, images=seen), 0.0), NOISE, 3)
+            for seen in (images, pinned)
+        ]
+        assert np.array_equal(*results)
 
 
 def test_a_frame_waits_for_the_device_at_most_once() -> None:

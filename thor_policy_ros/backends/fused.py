@@ -276,12 +276,12 @@ class FusedBackend:
         slot, rows = self._slots[index], cameras * self._config.vision.num_tokens
 
         def work() -> None:
-            heads, images = self._config.vision.num_heads, slot.images.tensor[:cameras]
+            heads, images = self._config.vision.num_heads, slot.images.first(cameras)
             made = image_tokens(self._tools, model.vision, heads, images)
             slot.embeddings[:rows].copy_(made)
 
         self._prefix_programs.run(("vision", index, cameras), work)
-        slot.images.launched()
+        slot.launched()
 
     def _run_prefix(self, model: FusedModel, index: int, cameras: int, bucket: int) -> None:
         slot, images = self._slots[index], cameras * self._config.vision.num_tokens

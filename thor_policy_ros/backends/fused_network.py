@@ -21,6 +21,7 @@ from thor_policy_ros.backends.fused_weights import (
 )
 from thor_policy_ros.backends.kernels.expert_stack import ExpertStack
 from thor_policy_ros.backends.kernels.ops import Ops
+from thor_policy_ros.backends.kernels.weights import CameraImages
 
 LayerKV = tuple[Tensor, Tensor]
 """Keys and values [G,R,D] of one layer."""
@@ -58,7 +59,7 @@ class Expert(NamedTuple):
     stack: ExpertStack | None = None
 
 
-def image_tokens(tools: Tools, weights: VisionWeights, heads: int, images: Tensor) -> Tensor:
+def image_tokens(tools: Tools, weights: VisionWeights, heads: int, images: CameraImages) -> Tensor:
     """images f32[v,3,S,S] in [-1,1] -> [v*N,language width]."""
     (ops, products, _), (tokens, width) = tools, weights.offset.shape
     x = ops.embed_patches(images, weights.patch, weights.offset, weights.norm[0].dtype)

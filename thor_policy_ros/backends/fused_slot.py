@@ -17,20 +17,23 @@ from torch import Tensor
 
 from thor_policy_ros.backends.fused_network import LayerKV, Place
 from thor_policy_ros.backends.fused_weights import FusedModel
-from thor_policy_ros.backends.kernels.weights import rope_halves
+from thor_policy_ros.backends.kernels.weights import CameraImages, rope_halves
+from thor_policy_ros.model.image_memory import is_pinned
 from thor_policy_ros.types import F32, I32, Bool
 
 PROMPTS_KEPT = 16
 
 
 class HostArray:
-    """Float32 that the host and launched programs share: on a GPU in pinned memory, which programs
+    """Numbers that the host and launched programs share: on a GPU in pinned memory, which programs
     reach by themselves. (A copy by a call of its own took 70 us of the host's time, for an image.)
     """
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
         on_gpu = device.type == "cuda"
-        self.tensor = torch.zeros(shape, pin_memory=on_gpu)
+        self.tensor = torch.zeros(shape, dtype=dtype, pin_memory=on_gpu)
         self._array = self.tensor.numpy()
         self._used = torch.cuda.Event() if on_gpu else None
 
@@ -85,7 +88,11 @@ class Slot:
         self._horizon = config.action_horizon
         size = vision.image_size
         self.embeddings = torch.zeros(rows, gemma.width, device=device, dtype=model.dtype)
-        self.images = HostArray((config.num_cameras, 3, size, size), device)
+        self._own = HostArray((config.num_cameras, 3, size, size), device)
+        self._addresses = HostArray((config.num_cameras,), device, torch.int64)
+        self._held: F32 | None = None
+        on_gpu = device.type == "cuda"
+        self.images = CameraImages(self._own.tensor, self._addresses.tensor if on_gpu else None)
         shape = (gemma.depth, 1, gemma.num_kv_heads, rows + self._horizon, gemma.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=model.dtype)
         self.values = torch.zeros(shape, device=device, dtype=model.dtype)
@@ -104,12 +111,22 @@ class Slot:
         return self.keys[..., used, :], self.values[..., used, :], self._all_valid[:, used]
 
     def put_images(self, images: F32, present: Bool) -> int:
-        """Place the present ones of f32[V,3,S,S]; returns how many."""
+        """Say where the present ones of f32[V,3,S,S] are, or copy them where the device does not
+        reach them; returns how many. They must not change until what reads them is done."""
         indices = np.flatnonzero(present)
-        array = self.images.array()
+        own, addresses = self._own.array(), self._addresses.array()
+        in_reach = self.images.addresses is not None and is_pinned(images)
+        self._held = images if in_reach else None
         for place, index in enumerate(indices):
-            array[place] = images[index]
+            if not in_reach:
+                own[place] = images[index]
+            addresses[place] = (images[index] if in_reach else own[place]).ctypes.data
         return len(indices)
+
+    def launched(self) -> None:
+        """What reads the images has been launched."""
+        self._own.launched()
+        self._addresses.launched()
 
     def put_prompt(self, tokens: I32, cameras: int, embedded: EmbeddedPrompts) -> None:
         """Place the prompt behind the tokens of `cameras` images, unless it is there already."""

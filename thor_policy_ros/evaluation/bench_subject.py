@@ -18,6 +18,7 @@ from thor_policy_ros.backends.pytorch import DTYPES, PyTorchBackend, checked_dev
 from thor_policy_ros.backends.registry import BACKENDS, spec_of
 from thor_policy_ros.model.checkpoint import load_pi05, save_pi05
 from thor_policy_ros.model.config import Pi05Config
+from thor_policy_ros.model.image_memory import image_array
 from thor_policy_ros.model.named_configs import NAMED, load_policy_config
 from thor_policy_ros.model.pi05 import Pi05
 from thor_policy_ros.model.weight_files import checkpoint_hash
@@ -40,10 +41,11 @@ class Subject:
     prompt_tokens: int
 
     def inputs(self, seed: int) -> ModelInputs:
-        """Random images and tokens; missing cameras come last."""
+        """Random images and tokens; missing cameras come last. They lie where a frame's do."""
         config, random = self.config, np.random.default_rng(seed)
         size = config.vision.image_size
-        images = random.uniform(-1, 1, (config.num_cameras, 3, size, size)).astype(np.float32)
+        images = image_array((config.num_cameras, 3, size, size))
+        images[:] = random.uniform(-1, 1, images.shape)
         present = np.arange(config.num_cameras) < self.cameras
         images[~present] = 0
         real = np.arange(config.max_token_len) < self.prompt_tokens

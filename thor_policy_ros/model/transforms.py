@@ -10,6 +10,7 @@ from PIL import Image
 
 from thor_policy_ros.model import aloha
 from thor_policy_ros.model.config import PolicyConfig
+from thor_policy_ros.model.image_memory import image_array
 from thor_policy_ros.model.norm_stats import F64, NormStats
 from thor_policy_ros.model.tokenizer import PromptTokenizer
 from thor_policy_ros.types import F32, U8, ModelInputs, Observation
@@ -118,7 +119,8 @@ class Preprocessor:
             got = f"unknown slots {unknown}" if unknown else "no image at all"
             raise ValueError(f"wanted images for the slots {list(slots)}, got {got}")
         size = self.config.model.vision.image_size
-        images = np.full((len(slots), 3, size, size), PIXEL[0], np.float32)
+        images = image_array((len(slots), 3, size, size))
+        images.fill(PIXEL[0])
         mask = np.zeros(len(slots), np.bool_)
         for i, slot in enumerate(slots):
             if slot in observation.images:

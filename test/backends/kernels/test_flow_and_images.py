@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from thor_policy_ros.backends.kernels import create_ops, resize_taps
 from thor_policy_ros.backends.kernels.ops import Ops
-from thor_policy_ros.backends.kernels.weights import split_patches
+from thor_policy_ros.backends.kernels.weights import CameraImages, split_patches
 
 EXACT = create_ops("reference", "cpu")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -72,6 +74,10 @@ def test_euler_step(
     assert_close(x_t, exact_x)
 
 
+def embedded(ops: Ops, images: Tensor, *rest: Any) -> Tensor:
+    return ops.embed_patches(CameraImages(images), *rest)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("cameras", "size", "patch", "width", "padding"),
@@ -91,23 +97,35 @@ def test_embed_patches(
     images = _random(device, cameras, 3, size, size)
     weight = torch.nn.functional.pad(_random(device, width, columns) / columns**0.5, (0, padding))
     offset = _random(device, tokens, width)
-    wanted = EXACT.embed_patches(*_exact(images, weight, offset), torch.float64)
-    made = triton_ops.embed_patches(images, weight, offset, dtype)
+    wanted = embedded(EXACT, *_exact(images, weight, offset), torch.float64)
+    made = embedded(triton_ops, images, weight, offset, dtype)
     assert made.shape == (cameras * tokens, width)
     assert made.dtype == dtype
     assert_close(made, wanted)
-    split = triton_ops.embed_patches(
-        images, split_patches(weight[:, :columns]), offset, torch.float32
-    )
+    parts = split_patches(weight[:, :columns])
+    split = embedded(triton_ops, images, parts, offset, torch.float32)
     torch.testing.assert_close(split.double().cpu(), wanted, rtol=0, atol=1e-4)
+
+
+def test_images_are_read_where_they_lie(triton_ops: Ops, device: torch.device) -> None:
+    """Each at an address of its own, which may change without another launch's arguments."""
+    images = [_random(device, 3, 28, 28) for _ in range(3)]
+    addresses = torch.tensor([image.data_ptr() for image in images], device=device)
+    nowhere = torch.full((3, 3, 28, 28), torch.nan, device=device)
+    weight, offset = _random(device, 40, 147), _random(device, 16, 40)
+    found = triton_ops.embed_patches(
+        CameraImages(nowhere, addresses).first(2), weight, offset, torch.float32
+    )
+    wanted = embedded(triton_ops, torch.stack(images[:2]), weight, offset, torch.float32)
+    assert torch.equal(found, wanted)
 
 
 def test_a_split_weight_stands_for_what_it_was_split_from() -> None:
     weight, images = torch.randn(16, 27), torch.randn(1, 3, 6, 6)
     arguments = torch.zeros(4, 16), torch.float32
     torch.testing.assert_close(
-        EXACT.embed_patches(images, split_patches(weight), *arguments),
-        EXACT.embed_patches(images, weight, *arguments),
+        embedded(EXACT, images, split_patches(weight), *arguments),
+        embedded(EXACT, images, weight, *arguments),
         rtol=0,
         atol=1e-4,
     )
@@ -118,7 +136,7 @@ def test_patches_are_cut_in_rows() -> None:
     images = torch.arange(2 * 3 * 6 * 6, dtype=torch.float64).view(2, 3, 6, 6)
     weight = torch.zeros(1, 27, dtype=torch.float64)
     weight[0, 1 * 9 + 2 * 3 + 0] = 1  # channel 1, third row, first column of a patch of 3
-    picked = EXACT.embed_patches(images, weight, torch.zeros(4, 1).double(), torch.float64)
+    picked = embedded(EXACT, images, weight, torch.zeros(4, 1).double(), torch.float64)
     assert picked.view(2, 2, 2).tolist() == images[:, 1, 2::3, 0::3].tolist()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from thor_policy_ros.backends.kernels.capability import missing_for_triton
 from thor_policy_ros.backends.kernels.resize_taps import ResizeTaps
-from thor_policy_ros.backends.kernels.weights import Scaled, Weight
+from thor_policy_ros.backends.kernels.weights import CameraImages, Scaled, Weight
 from thor_policy_ros.types import BackendUnavailableError
 
 NAMES = ("reference", "triton")
@@ -197,13 +197,13 @@ class Ops(Protocol):
         """
 
     def embed_patches(
-        self, images: Tensor, weight: Tensor, offset: Tensor, dtype: torch.dtype
+        self, images: CameraImages, weight: Tensor, offset: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        """Patches of images f32[V,3,S,S], in rows, times `weight` f32[W,C], plus `offset` f32[T,W]
+        """Patches of images [V,3,S,S], in rows, times `weight` f32[W,C], plus `offset` f32[T,W]
         of the T places of an image: [V*T,W] of `dtype`.
 
         C >= 3*patch*patch: channel, row, column of a patch; further columns are 0. A bfloat16
-        weight is one of `weights.split_patches`. images may lie in the host's pinned memory.
+        weight is one of `weights.split_patches`.
         """
 
     def image_patches(self, image: Tensor, taps: ResizeTaps, patch: int, out: Tensor) -> None:

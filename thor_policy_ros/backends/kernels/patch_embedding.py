@@ -18,7 +18,7 @@ from torch import Tensor
 from thor_policy_ros.backends.kernels.overlap import wait_for_previous
 from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
 from thor_policy_ros.backends.kernels.tiles import ceil_div
-from thor_policy_ros.backends.kernels.weights import PATCH_PARTS
+from thor_policy_ros.backends.kernels.weights import PATCH_PARTS, CameraImages
 
 BLOCK_M, BLOCK_N = 64, 64
 PIXELS = 1024
@@ -27,8 +27,8 @@ PIXELS = 1024
 @triton.jit
 def cut_patches_kernel(
     image_ptr,
+    address_ptr,
     out_ptr,
-    pixels,
     out_row,
     FILL: tl.constexpr,
     GRID: tl.constexpr,
@@ -37,17 +37,22 @@ def cut_patches_kernel(
     BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Pixels in the order of images [v,3,S,S] to rows of patches; SPLIT: rounded, rest, rounded.
+    """Pixels in the order of an image [3,S,S] to rows of patches; SPLIT: rounded, rest, rounded.
     FILL: columns of zeros behind them, which come with the first pixel of a patch."""
     wait_for_previous(OVERLAP)
     columns: tl.constexpr = 3 * PATCH * PATCH
     size: tl.constexpr = GRID * PATCH
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < pixels
-    value = tl.load(image_ptr + index, mask=inside, other=0.0)
+    inside = index < 3 * size * size
+    camera = tl.program_id(1)
+    if address_ptr is None:
+        base = image_ptr + camera * 3 * size * size
+    else:
+        base = tl.load(address_ptr + camera).to(tl.pointer_type(tl.float32))
+    value = tl.load(base + index, mask=inside, other=0.0)
     x, y, plane = index % size, index // size % size, index // (size * size)
-    row = plane // 3 * GRID * GRID + y // PATCH * GRID + x // PATCH
-    column = plane % 3 * PATCH * PATCH + y % PATCH * PATCH + x % PATCH
+    row = camera * GRID * GRID + y // PATCH * GRID + x // PATCH
+    column = plane * PATCH * PATCH + y % PATCH * PATCH + x % PATCH
     out = out_ptr + row * out_row + column
     rounded = value.to(out_ptr.dtype.element_ty)
     tl.store(out, rounded, mask=inside)
@@ -103,11 +108,15 @@ def place_patches_kernel(
 
 
 def embed_patches(
-    target: KernelTarget, images: Tensor, weight: Tensor, offset: Tensor, dtype: torch.dtype
+    target: KernelTarget,
+    images: CameraImages,
+    weight: Tensor,
+    offset: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
     """`Ops.embed_patches`."""
-    require_contiguous(images=images, weight=weight, offset=offset)
-    cameras, _, size, _ = images.shape
+    require_contiguous(images=images.tensor, weight=weight, offset=offset)
+    cameras, _, size, _ = images.tensor.shape
     (tokens, width), stride = offset.shape, weight.shape[1]
     grid = math.isqrt(tokens)
     patch, rows = size // grid, cameras * tokens
@@ -117,10 +126,10 @@ def embed_patches(
     out = torch.empty((rows, width), device=weight.device, dtype=dtype)
     target.launch(
         cut_patches_kernel,
-        (ceil_div(images.numel(), PIXELS),),
-        images,
+        (ceil_div(3 * size * size, PIXELS), cameras),
+        images.tensor,
+        images.addresses,
         patches,
-        images.numel(),
         stride,
         FILL=stride - parts * 3 * patch * patch,
         GRID=grid,

@@ -14,7 +14,7 @@ from torch import Tensor
 from thor_policy_ros.backends.flow_guidance import guided_velocity
 from thor_policy_ros.backends.fp8 import saturating_cast
 from thor_policy_ros.backends.kernels.resize_taps import PRECISION_BITS, ResizeTaps
-from thor_policy_ros.backends.kernels.weights import Scaled, Weight
+from thor_policy_ros.backends.kernels.weights import CameraImages, Scaled, Weight
 from thor_policy_ros.model.gemma import RMS_NORM_EPS
 from thor_policy_ros.model.siglip import LAYER_NORM_EPS
 
@@ -182,15 +182,16 @@ class ReferenceOps:
         x_t.sub_(guided, alpha=dt)
 
     def embed_patches(
-        self, images: Tensor, weight: Tensor, offset: Tensor, dtype: torch.dtype
+        self, images: CameraImages, weight: Tensor, offset: Tensor, dtype: torch.dtype
     ) -> Tensor:
+        assert images.addresses is None, "torch reads tensors"
         tokens, width = offset.shape
         grid = math.isqrt(tokens)
-        columns = 3 * (images.shape[-1] // grid) ** 2
+        columns = 3 * (images.tensor.shape[-1] // grid) ** 2
         if weight.dtype == torch.bfloat16:  # rounded, rounded, rest
             wide = weight.to(offset.dtype)
             weight = wide[:, :columns] + wide[:, 2 * columns : 3 * columns]
-        cut = _patches(images.to(weight.device), grid, weight.shape[1])
+        cut = _patches(images.tensor, grid, weight.shape[1])
         return (F.linear(cut, weight) + offset).to(dtype).view(-1, width)
 
     def image_patches(self, image: Tensor, taps: ResizeTaps, patch: int, out: Tensor) -> None:

@@ -21,7 +21,7 @@ from thor_policy_ros.backends.kernels import (
 from thor_policy_ros.backends.kernels.capability import limits_of
 from thor_policy_ros.backends.kernels.resize_taps import ResizeTaps
 from thor_policy_ros.backends.kernels.target import KernelTarget
-from thor_policy_ros.backends.kernels.weights import Scaled, Weight
+from thor_policy_ros.backends.kernels.weights import CameraImages, Scaled, Weight
 
 
 class TritonOps:
@@ -179,7 +179,7 @@ class TritonOps:
         )
 
     def embed_patches(
-        self, images: Tensor, weight: Tensor, offset: Tensor, dtype: torch.dtype
+        self, images: CameraImages, weight: Tensor, offset: Tensor, dtype: torch.dtype
     ) -> Tensor:
         return patch_embedding.embed_patches(self.target, images, weight, offset, dtype)
 

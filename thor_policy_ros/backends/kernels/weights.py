@@ -30,6 +30,19 @@ class Weight(NamedTuple):
         return values if self.scale is None else values * self.scale[:, None]
 
 
+class CameraImages(NamedTuple):
+    """Images f32[V,3,S,S]. addresses: i64[V], of each image f32[3,S,S], which then may lie anywhere
+    that the device reads, in the host's pinned memory too; None: they lie in `tensor`."""
+
+    tensor: Tensor
+    addresses: Tensor | None = None
+
+    def first(self, count: int) -> CameraImages:
+        """Of so many cameras."""
+        addresses = None if self.addresses is None else self.addresses[:count]
+        return CameraImages(self.tensor[:count], addresses)
+
+
 class Folded(NamedTuple):
     """An adaptive RMSNorm folded into the product behind it.
 

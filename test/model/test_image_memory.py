@@ -1,0 +1,22 @@
+"""Where images are made, without a GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thor_policy_ros.model.image_memory import image_array, is_pinned
+
+
+def test_without_a_gpu_it_is_plain_memory() -> None:
+    made = image_array((2, 3, 4, 4))
+    assert made.shape == (2, 3, 4, 4)
+    assert made.dtype == np.float32
+    assert not is_pinned(made)
+
+
+def test_what_a_gpu_could_not_read_row_after_row_is_not_asked_about() -> None:
+    made = image_array((2, 3, 4, 4))
+    assert not is_pinned(made.transpose(0, 1, 3, 2))
+    assert not is_pinned(made.astype(np.float64))  # type: ignore[arg-type]
+    made.flags.writeable = False
+    assert not is_pinned(made)
