@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Attention of prefix and images on a Hopper GPU: the kernels made for it and Triton's, in turns.
+"""The prefix's attention on a Hopper GPU: the kernel made for it and Triton's, in turns.
 
     python3 benchmarks/hopper_attention_on_cuda.py --out FILE
 
@@ -29,7 +29,6 @@ LAUNCHES = 20
 ROUNDS, REPLAYS = 3, 15
 PREFIXES = ((288, 280), (544, 532), (544, 544), (800, 788), (968, 968))
 """Tokens, and how many of them are valid."""
-IMAGES = (1, 2, 3)
 CODES = (PrefixCode(64, 6), PrefixCode(96, 4), PrefixCode(80, 4))
 
 Attend = Callable[[], Tensor]
@@ -103,33 +102,6 @@ def prefix_rows(ops: dict[bool, Ops], hopper: dict[bool, HopperAttention], fp8: 
     return rows
 
 
-def vision_rows(ops: dict[bool, Ops], hopper: dict[bool, HopperAttention], fp8: bool) -> list[Any]:
-    rows = []
-    exact, device = create_ops("reference", "cpu"), torch.device("cuda")
-    for images in IMAGES:
-        qkv = torch.randn(images, 256, 3456, device=device).bfloat16()
-        quantise = torch.tensor(2.0**-8, device=device) if fp8 else None
-        out = torch.empty(images, 256, 1152, device=device, dtype=E4M3 if fp8 else torch.bfloat16)
-        variants: dict[str, Attend] = {}
-        for overlap in (False, True):
-            end = " overlap" if overlap else ""
-            variants["triton" + end] = partial(
-                ops[overlap].vision_attention, qkv, 16, quantise=quantise, out=out
-            )
-            variants["hopper" + end] = partial(hopper[overlap].vision, qkv, 16, quantise, out)
-        wanted = exact.vision_attention(qkv.double(), 16)
-        scale = 1.0 if quantise is None else float(quantise)
-        errors = {}
-        for name, attend in variants.items():
-            out.view(torch.uint8).fill_(0x7F)
-            errors[name] = error(attend().double() * scale, wanted)
-        row = {"images": images, "fp8": fp8, "error": errors, "us": times_us(variants)}
-        rows.append(row)
-        print(images, "images", "fp8" if fp8 else "bf16", row["us"], flush=True)
-        print("   errors", {k: round(v, 5) for k, v in errors.items()}, flush=True)
-    return rows
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -141,15 +113,11 @@ def main() -> int:
     result = {
         "gpu": torch.cuda.get_device_name(device),
         "torch": torch.__version__,
-        "vision": vision_rows(ops, hopper, False),
         "prefix": prefix_rows(ops, hopper, False),
     }
     result["prefix_e4m3"] = prefix_rows(ops, hopper, True)
-    result["vision_e4m3"] = vision_rows(ops, hopper, True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    worst = max(
-        x for name in ("vision", "prefix") for r in result[name] for x in r["error"].values()
-    )
+    worst = max(x for row in result["prefix"] for x in row["error"].values())
     return 0 if worst < 0.01 else 1
 
 

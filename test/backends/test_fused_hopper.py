@@ -123,7 +123,7 @@ def test_what_is_prepared_is_what_frames_ask_for(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(fused_hopper, "fits", lambda weight, epilogue: True)
     monkeypatch.setattr(fused_hopper, "compile_all", compiled.update)
     ops = create_ops("reference", "cpu")
-    tools = Tools(ops, FinishedProducts(ops, recorder), "as recorded")  # type: ignore[arg-type]
+    tools = Tools(ops, FinishedProducts(ops, recorder), ("as recorded",))  # type: ignore[arg-type]
     backend = fused_backend(replace(ON_CPU, make_tools=lambda: tools))
     try:
         backend.warmup()

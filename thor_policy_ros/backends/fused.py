@@ -37,7 +37,7 @@ from thor_policy_ros.backends.fused_programs import CudaGraphs, Prepare, Program
 from thor_policy_ros.backends.fused_slot import EmbeddedPrompts, Slot
 from thor_policy_ros.backends.fused_weights import FusedModel, take_weights
 from thor_policy_ros.backends.kernels.expert_stack import ExpertStack
-from thor_policy_ros.backends.kernels.ops import create_ops, kernels_can_overlap
+from thor_policy_ros.backends.kernels.ops import create_ops
 from thor_policy_ros.backends.pytorch import checked_device, checked_dtype
 from thor_policy_ros.backends.stage_times import ClockTimes, CudaTimes, StageTimes
 from thor_policy_ros.model.checkpoint import load_pi05
@@ -122,13 +122,15 @@ def _device_tools(ops_name: str, device: torch.device, overlap: bool = False) ->
 
 
 def _gpu_tools(device: torch.device) -> Tools:
+    from thor_policy_ros.backends.fused_attention import attending_ops
     from thor_policy_ros.backends.fused_hopper import FinishedProducts, finished_products
 
-    ops = create_ops("triton", device, kernels_can_overlap(device))
-    finished, note = finished_products(device)
+    ops, of_attention = attending_ops(device)
+    finished, of_products = finished_products(device)
+    notes = (of_products, of_attention)
     if finished is None:
-        return Tools(ops, DeviceProducts(ops, device_matmul), note)
-    return Tools(ops, FinishedProducts(ops, finished), note)
+        return Tools(ops, DeviceProducts(ops, device_matmul), notes)
+    return Tools(ops, FinishedProducts(ops, finished), notes)
 
 
 def _device_stack(model: FusedModel) -> tuple[ExpertStack | None, str]:
@@ -181,7 +183,7 @@ class FusedBackend:
         stack, stack_note = None, ""
         if execution.make_stack is not None:
             stack, stack_note = execution.make_stack(model)
-        self.notes = (*notes, *filter(None, (self._tools.note, stack_note)))
+        self.notes = (*notes, *self._tools.notes, *filter(None, (stack_note,)))
         expert = Expert(execution.make_tools().ops, model.expert, stack)
         self._denoiser = Denoiser(model, expert, self._denoise_programs, execution.step_counts)
 

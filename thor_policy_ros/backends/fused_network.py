@@ -28,11 +28,11 @@ LayerKV = tuple[Tensor, Tensor]
 
 
 class Tools(NamedTuple):
-    """What the network is computed with. note: what diagnostics should say of it."""
+    """What the network is computed with. notes: what diagnostics should say of it."""
 
     ops: Ops
     products: Products
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Place(NamedTuple):

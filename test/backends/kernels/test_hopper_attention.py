@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,28 +17,18 @@ from thor_policy_ros.backends.kernels.hopper_attention import (
     CAPABILITY,
     FOLDER,
     GROUPS,
-    Code,
     HopperAttention,
     PrefixCode,
-    VisionCode,
     compiled,
     fits_prefix,
-    fits_vision,
     panels_of,
     product_source,
 )
-from thor_policy_ros.backends.kernels.tiles import ceil_div
 
 SHARED_MEMORY = 227 * 1024
 STATIC = 2048
 """Barriers, and what is lost to alignment."""
-CODES: list[Code] = [
-    PrefixCode(),
-    PrefixCode(96, 4),
-    VisionCode(256, 72),
-    VisionCode(64, 80),
-    VisionCode(128, 8),
-]
+CODES = [PrefixCode(), PrefixCode(64, 6)]
 EXACT = create_ops("reference", "cpu")
 FACTOR = 2.0  # softmax weights are rounded to bfloat16 too
 
@@ -82,29 +71,6 @@ def test_the_matrix_units_find_keys_and_values_where_the_copy_engine_puts_them()
             assert memory[swizzled(at) // 2] == int(matrix[first + 16 * step + k, n])
 
 
-def test_pieces_of_an_image_lie_where_the_matrix_units_look() -> None:
-    keys, pieces = 128, 9
-    column = keys * 16
-    matrix = torch.arange(keys * 72).view(keys, 72)
-    memory, copies = {}, 0
-    for place in range(128):  # `copy_rows`
-        for i in range(place // 8, keys // 8 * pieces, 16):
-            row, piece = i // pieces * 8 + place % 8, i % pieces
-            copies += 1
-            for element in range(8):
-                at = piece * column + row * 16 + element * 2
-                memory[at] = int(matrix[row, piece * 8 + element])
-    assert copies * 8 == matrix.numel() == len(memory)
-    for step in range(4):  # keys: the first stride leads to the next 8 columns
-        for n, k in ((0, 0), (7, 8), (100, 15), (127, 3)):
-            at = step * 2 * column + n // 8 * 128 + n % 8 * 16 + k // 8 * column + k % 8 * 2
-            assert memory[at] == int(matrix[n, 16 * step + k])
-    for step in range(keys // 16):  # values: to the next 8 keys
-        for n, k in ((0, 0), (71, 7), (8, 8), (40, 15)):
-            at = step * 256 + n // 8 * column + n % 8 * 2 + k // 8 * 128 + k % 8 * 16
-            assert memory[at] == int(matrix[16 * step + k, n])
-
-
 def test_neighbours_store_four_columns_of_one_fragment() -> None:
     """`put_two`: which columns of which fragment end in which lane's words."""
     for q in range(4):
@@ -129,13 +95,12 @@ def test_the_instruction_names_each_operand_once(rows_in: str) -> None:
 
 
 @pytest.mark.parametrize("code", CODES, ids=str)
-def test_a_block_fits_a_multiprocessor(code: Code) -> None:
-    blocks = 1 if isinstance(code, PrefixCode) else 2
-    assert blocks * (code.shared_memory + STATIC) <= SHARED_MEMORY
+def test_a_block_fits_a_multiprocessor(code: PrefixCode) -> None:
+    assert code.shared_memory + STATIC <= SHARED_MEMORY
 
 
 @pytest.mark.parametrize("code", CODES, ids=str)
-def test_machine_code(code: Code, tmp_path: Path) -> None:
+def test_machine_code(code: PrefixCode, tmp_path: Path) -> None:
     """Products of the widths that were meant, many between two waits, and no spills."""
     pytest.importorskip("cuda.core", reason="NVRTC's interface, cuda-core, is not installed")
     triton = pytest.importorskip("triton")
@@ -144,31 +109,22 @@ def test_machine_code(code: Code, tmp_path: Path) -> None:
     program = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
     done = subprocess.run([program, "-c", path], capture_output=True, text=True, check=True)
     widths = re.findall(r"HGMMA\.64x(\d+)x16", done.stdout)
-    if isinstance(code, PrefixCode):
-        # For each warpgroup the first scores, and in the loop values and scores.
-        assert widths.count(str(code.keys)) == GROUPS * 2 * 16
-        assert widths.count("256") == GROUPS * code.keys // 16
-    else:
-        steps = ceil_div(code.head_dim, 16), code.tokens // GROUPS // 16
-        expected = [str(code.tokens // GROUPS)] * steps[0] + [str(code.head_dim)] * steps[1]
-        assert sorted(widths) == sorted(expected)
+    # For each warpgroup the first scores, and in the loop values and scores.
+    assert widths.count(str(code.keys)) == GROUPS * 2 * 16
+    assert widths.count("256") == GROUPS * code.keys // 16
     assert not re.search(r"\b(STL|LDL)\b", done.stdout), "registers were spilled"
     waits = len(re.findall(r"WARPGROUP\.DEPBAR", done.stdout))
     assert waits <= 8, "the compiler made the matrix units wait after each product"
 
 
-@pytest.mark.parametrize("name", ["prefix_attention", "vision_attention"])
-def test_the_launch_gives_what_the_kernel_takes(name: str) -> None:
-    source = (FOLDER / f"hopper_{name}.cu").read_text()
-    signature = source.split(f"    {name}(", 1)[1].split(")", 1)[0]
+def test_the_launch_gives_what_the_kernel_takes() -> None:
+    source = (FOLDER / "hopper_prefix_attention.cu").read_text()
+    signature = source.split("    prefix_attention(", 1)[1].split(")", 1)[0]
     kinds = [
         "map" if "TensorMap" in part else "pointer" if "*" in part else part.split()[0]
         for part in signature.split(",")
     ]
-    if name == "prefix_attention":
-        assert kinds == ["map"] * 3 + ["pointer"] * 3 + ["int", "int", "float"]
-    else:
-        assert kinds == ["pointer"] * 3 + ["int", "float"]
+    assert kinds == ["map"] * 3 + ["pointer"] * 3 + ["int", "int", "float"]
 
 
 # --- choice
@@ -180,11 +136,6 @@ def test_sizes_that_no_kernel_is_for() -> None:
     assert not fits_prefix(q.float(), keys.float()), "float32"
     assert not fits_prefix(q, keys.expand(2, 9, 256)), "two kv heads"
     assert not fits_prefix(q[..., :64].contiguous(), keys[..., :64].contiguous())
-    qkv = torch.zeros(1, 256, 3 * 16 * 72).bfloat16()
-    assert fits_vision(qkv, 16)
-    assert not fits_vision(qkv.float(), 16), "float32"
-    assert not fits_vision(qkv[:, :250], 16), "tokens of whole blocks"
-    assert not fits_vision(qkv, 12), "a head of 96 leaves no registers"
 
 
 # --- on a GPU
@@ -226,7 +177,7 @@ class Prefix:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("code", [PrefixCode(), PrefixCode(96, 4)], ids=str)
+@pytest.mark.parametrize("code", CODES, ids=str)
 @pytest.mark.parametrize(
     ("tokens", "length"),
     [(1, 1), (3, 63), (17, 64), (40, 65), (300, 300), (544, 129), (544, 544), (968, 968)],
@@ -253,50 +204,19 @@ def test_scores_of_hundreds(attention: HopperAttention) -> None:
     assert relative_error(attention.prefix(*case.operands), case.wanted()) < 0.02
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("images", "tokens", "heads", "head_dim"),
-    [
-        (1, 256, 16, 72),
-        (2, 256, 16, 72),
-        (3, 256, 16, 72),
-        (2, 64, 3, 80),
-        (1, 128, 2, 8),
-        (2, 192, 1, 64),
-    ],
-)
-def test_vision(
-    attention: HopperAttention, images: int, tokens: int, heads: int, head_dim: int
-) -> None:
-    qkv = random(torch.device("cuda"), images, tokens, 3 * heads * head_dim)
-    out = torch.full(
-        (images, tokens, heads * head_dim), torch.nan, device="cuda", dtype=torch.bfloat16
-    )
-    assert attention.vision(qkv, heads, out=out) is out
-    assert_close(out, EXACT.vision_attention(qkv.double(), heads), FACTOR)
-
-
 def prefix_result(attention: HopperAttention, scale: Tensor | None = None) -> Tensor:
     return attention.prefix(*Prefix(torch.device("cuda"), 300, 270).operands, quantise=scale)
 
 
-def vision_result(attention: HopperAttention, scale: Tensor | None = None) -> Tensor:
-    return attention.vision(random(torch.device("cuda"), 2, 256, 3 * 16 * 72), 16, scale)
-
-
-RESULTS = pytest.mark.parametrize("result", [prefix_result, vision_result])
-
-
 @pytest.mark.gpu
-@RESULTS
 @pytest.mark.parametrize("scale", [2.0**-9, 2.0**-12], ids=["", "saturated"])
 def test_results_in_e4m3_are_rounded_as_the_others(
-    attention: HopperAttention, result: Callable[..., Tensor], scale: float
+    attention: HopperAttention, scale: float
 ) -> None:
     torch.manual_seed(3)
-    dense = result(attention).float() / scale
+    dense = prefix_result(attention).float() / scale
     torch.manual_seed(3)
-    got = result(attention, torch.tensor(scale, device="cuda"))
+    got = prefix_result(attention, torch.tensor(scale, device="cuda"))
     assert got.dtype == E4M3
     limited = dense.clamp(-448, 448)
     steps = torch.exp2(torch.floor(torch.log2(limited.abs().clamp_min(2**-6))) - 3)
@@ -306,22 +226,13 @@ def test_results_in_e4m3_are_rounded_as_the_others(
 
 
 @pytest.mark.gpu
-@RESULTS
-def test_replays_are_equal_to_the_bit(
-    attention: HopperAttention, result: Callable[..., Tensor]
-) -> None:
-    torch.manual_seed(3)
-    case, qkv = Prefix(torch.device("cuda"), 544, 532), random(torch.device("cuda"), 2, 256, 3456)
-    calls = {
-        prefix_result: lambda out: attention.prefix(*case.operands, out=out),
-        vision_result: lambda out: attention.vision(qkv, 16, out=out),
-    }
-    shape = (544, 2048) if result is prefix_result else (2, 256, 1152)
-    out = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
-    first = calls[result](out).clone()
+def test_replays_are_equal_to_the_bit(attention: HopperAttention) -> None:
+    case = Prefix(torch.device("cuda"), 544, 532)
+    out = torch.empty(544, 2048, device="cuda", dtype=torch.bfloat16)
+    first = attention.prefix(*case.operands, out=out).clone()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        calls[result](out)
+        attention.prefix(*case.operands, out=out)
     for _ in range(50):
         out.fill_(torch.nan)
         graph.replay()
@@ -353,5 +264,3 @@ def test_operands_that_do_not_match_are_refused(attention: HopperAttention) -> N
     case = Prefix(torch.device("cuda"), 4, 4)
     with pytest.raises(ValueError, match=r"no kernel for torch.float32 \[4, 8, 256\]"):
         attention.prefix(case.q.float(), case.keys, case.values, case.length)
-    with pytest.raises(ValueError, match="and 7 heads"):
-        attention.vision(random(torch.device("cuda"), 1, 250, 3 * 7 * 72), 7)

@@ -1,20 +1,16 @@
-"""Triton's operations, with attention by the kernels made for Hopper."""
+"""Triton's operations, with the prefix's attention by the kernel made for Hopper."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from thor_policy_ros.backends.kernels.hopper_attention import (
-    HopperAttention,
-    fits_prefix,
-    fits_vision,
-)
+from thor_policy_ros.backends.kernels.hopper_attention import HopperAttention, fits_prefix
 from thor_policy_ros.backends.kernels.triton_ops import TritonOps
 
 
 class HopperOps(TritonOps):
-    """As `TritonOps`; sizes that the kernels are not made for run there."""
+    """As `TritonOps`; sizes that the kernel is not made for run there."""
 
     def __init__(self, device: torch.device, overlap: bool = False) -> None:
         super().__init__(device, overlap=overlap)
@@ -33,10 +29,3 @@ class HopperOps(TritonOps):
         if not fits_prefix(q, keys):
             return super().prefix_attention(q, keys, values, length, quantise=quantise, out=out)
         return self._attention.prefix(q, keys, values, length, quantise, out)
-
-    def vision_attention(
-        self, qkv: Tensor, heads: int, *, quantise: Tensor | None = None, out: Tensor | None = None
-    ) -> Tensor:
-        if not fits_vision(qkv, heads):
-            return super().vision_attention(qkv, heads, quantise=quantise, out=out)
-        return self._attention.vision(qkv, heads, quantise, out)
