@@ -1,4 +1,4 @@
-"""Whose attention the fused engine's prefix gets on a GPU, and what is said where it is not Hopper's."""
+"""Whose attention the prefix gets on a GPU, and what is said where it is not Hopper's."""
 
 from __future__ import annotations
 
