@@ -1,7 +1,7 @@
 #pragma once
 
 // Hopper's instructions that CUDA C++ has no words for: barriers that count bytes, tiles brought by
-// the copy engine, descriptors of the matrix units, and programmatic dependent launch.
+// the copy engine, descriptors of the matrix units, programmatic dependent launch, and rounding.
 
 using u32 = unsigned int;
 using u64 = unsigned long long;
@@ -102,4 +102,17 @@ __device__ inline void wait_for_previous() {
 // Lets the next kernel begin, once all blocks have said so or ended.
 __device__ inline void let_next_begin() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+// Two numbers rounded, the first in the low half.
+__device__ inline u32 pair_of(float first, float second) {
+  u32 pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+}
+
+__device__ inline u32 e4m3_pair(float first, float second) {
+  unsigned short pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(second), "f"(first));
+  return pair;
 }

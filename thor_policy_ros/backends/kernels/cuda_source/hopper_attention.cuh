@@ -1,7 +1,7 @@
 #pragma once
 
-// What the two attentions of hopper_attention.cu share: 64 query rows of a block, whose keys two
-// warpgroups have between them. Each ends with sums of its own, which meet in shared memory.
+// 64 query rows of a block, whose keys two warpgroups have between them: softmax along the way, and
+// the sums of both, which meet in shared memory.
 //
 // A thread has two rows (8 apart) and of each the columns 2 * (lane % 4) and the next of every 8:
 // a fragment is what it has of 8 columns, 4 sums.
@@ -19,18 +19,6 @@ __device__ inline int place() { return threadIdx.x % 128; }  // in a warpgroup
 
 // The first of a thread's two rows, in a block's.
 __device__ inline int first_row() { return place() / 32 * 16 + lane() / 4; }
-
-__device__ inline u32 pair_of(float first, float second) {
-  u32 pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  return pair;
-}
-
-__device__ inline u32 e4m3_pair(float first, float second) {
-  unsigned short pair;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(second), "f"(first));
-  return pair;
-}
 
 __device__ inline float exp2_of(float x) {
   float y;
@@ -154,35 +142,17 @@ __device__ inline void put_two(const Result& result, float share, int fragment, 
   }
 }
 
-__device__ inline void put_one(const Result& result, float share, int fragment,
-                               const float (&a)[4]) {
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const long long at = result.row[half] + fragment * 8 + (lane() & 3) * 2;
-    const float a0 = a[2 * half], a1 = a[2 * half + 1];
-    if (!result.inside[half]) continue;
-    if (result.quantise)
-      *reinterpret_cast<unsigned short*>(static_cast<char*>(result.out) + at) =
-          e4m3_pair(a0 * share, a1 * share);
-    else
-      *reinterpret_cast<u32*>(static_cast<unsigned short*>(result.out) + at) = pair_of(a0, a1);
-  }
-}
-
-// Fragments that a warpgroup stores: the first has the odd one.
-template <int FRAGMENTS>
-constexpr int half_of = (FRAGMENTS + 1) / 2;
-
 // Bytes through which the sums meet.
 template <int FRAGMENTS>
-constexpr int EXCHANGED = GROUPS * (1 + half_of<FRAGMENTS>) * 128 * sizeof(float4);
+constexpr int EXCHANGED = GROUPS * (1 + FRAGMENTS / 2) * 128 * sizeof(float4);
 
 // Both warpgroups' sums become one; each stores half of the columns. area: EXCHANGED bytes that
 // nobody uses once all have met.
 template <int GROUP, int FRAGMENTS>
 __device__ inline void finish(Rows<FRAGMENTS>& rows, float factor, const Result& result,
                               float4* area) {
-  constexpr int HALF = half_of<FRAGMENTS>;
+  static_assert(FRAGMENTS % 4 == 0, "each warpgroup stores pairs");
+  constexpr int HALF = FRAGMENTS / 2;
   constexpr int KEPT = GROUP ? HALF : 0, KEPT_END = GROUP ? FRAGMENTS : HALF;
   constexpr int GIVEN = GROUP ? 0 : HALF, GIVEN_END = GROUP ? HALF : FRAGMENTS;
   float4* mine = area + GROUP * (1 + HALF) * 128 + place();
@@ -214,7 +184,6 @@ __device__ inline void finish(Rows<FRAGMENTS>& rows, float factor, const Result&
     float made[2][4];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      if (f + i == KEPT_END) continue;
       const float4 got = theirs[(1 + f + i - KEPT) * 128];
       const float* sums = rows.sums + 4 * (f + i);
       made[i][0] = sums[0] * own[0] + got.x * others[0];
@@ -222,9 +191,6 @@ __device__ inline void finish(Rows<FRAGMENTS>& rows, float factor, const Result&
       made[i][2] = sums[2] * own[1] + got.z * others[1];
       made[i][3] = sums[3] * own[1] + got.w * others[1];
     }
-    if (f + 1 < KEPT_END)
-      put_two(result, share, f, made[0], made[1]);
-    else
-      put_one(result, share, f, made[0]);
+    put_two(result, share, f, made[0], made[1]);
   }
 }

@@ -61,18 +61,6 @@ struct Ring {
   __device__ inline u32 parity(u32 turn) const { return turn / STAGES & 1; }
 };
 
-__device__ inline u32 pair_of(float first, float second) {
-  u32 pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  return pair;
-}
-
-__device__ inline u32 e4m3_pair(float first, float second) {
-  unsigned short pair;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(second), "f"(first));
-  return pair;
-}
-
 __device__ inline float gelu_tanh(float x) {
   const float u = -2.3022081983389054f * (x + 0.044715f * x * x * x);  // -2 log2(e) sqrt(2/pi)
   float y, z;
