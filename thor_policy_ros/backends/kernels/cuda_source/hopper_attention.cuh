@@ -1,16 +1,15 @@
 #pragma once
 
-// What the two attentions of hopper_attention.cu share: 64 query rows of a block, whose keys two
-// warpgroups have between them. Each ends with sums of its own, which meet in shared memory.
+// Attention of 64 query rows of a block, whose keys two warpgroups have between them, on Hopper:
+// softmax, and how the sums of both meet in shared memory and leave.
 //
 // A thread has two rows (8 apart) and of each the columns 2 * (lane % 4) and the next of every 8:
 // a fragment is what it has of 8 columns, 4 sums.
 
 #include "hopper.cuh"
 
-constexpr int GROUPS = 2;         // warpgroups that multiply
-constexpr int ROWS = 64;          // query rows of a block
-constexpr u32 PIECE = 16;         // bytes of 8 columns of a row
+constexpr int GROUPS = 2;  // warpgroups that multiply
+constexpr int ROWS = 64;   // query rows of a block
 
 #define NOTHING __int_as_float(0xff800000)  // the score of what does not count
 
@@ -154,35 +153,17 @@ __device__ inline void put_two(const Result& result, float share, int fragment, 
   }
 }
 
-__device__ inline void put_one(const Result& result, float share, int fragment,
-                               const float (&a)[4]) {
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const long long at = result.row[half] + fragment * 8 + (lane() & 3) * 2;
-    const float a0 = a[2 * half], a1 = a[2 * half + 1];
-    if (!result.inside[half]) continue;
-    if (result.quantise)
-      *reinterpret_cast<unsigned short*>(static_cast<char*>(result.out) + at) =
-          e4m3_pair(a0 * share, a1 * share);
-    else
-      *reinterpret_cast<u32*>(static_cast<unsigned short*>(result.out) + at) = pair_of(a0, a1);
-  }
-}
-
-// Fragments that a warpgroup stores: the first has the odd one.
-template <int FRAGMENTS>
-constexpr int half_of = (FRAGMENTS + 1) / 2;
-
 // Bytes through which the sums meet.
 template <int FRAGMENTS>
-constexpr int EXCHANGED = GROUPS * (1 + half_of<FRAGMENTS>) * 128 * sizeof(float4);
+constexpr int EXCHANGED = GROUPS * (1 + FRAGMENTS / 2) * 128 * sizeof(float4);
 
 // Both warpgroups' sums become one; each stores half of the columns. area: EXCHANGED bytes that
 // nobody uses once all have met.
 template <int GROUP, int FRAGMENTS>
 __device__ inline void finish(Rows<FRAGMENTS>& rows, float factor, const Result& result,
                               float4* area) {
-  constexpr int HALF = half_of<FRAGMENTS>;
+  static_assert(FRAGMENTS % 4 == 0, "fragments leave in pairs");
+  constexpr int HALF = FRAGMENTS / 2;
   constexpr int KEPT = GROUP ? HALF : 0, KEPT_END = GROUP ? FRAGMENTS : HALF;
   constexpr int GIVEN = GROUP ? 0 : HALF, GIVEN_END = GROUP ? HALF : FRAGMENTS;
   float4* mine = area + GROUP * (1 + HALF) * 128 + place();
@@ -214,7 +195,6 @@ __device__ inline void finish(Rows<FRAGMENTS>& rows, float factor, const Result&
     float made[2][4];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      if (f + i == KEPT_END) continue;
       const float4 got = theirs[(1 + f + i - KEPT) * 128];
       const float* sums = rows.sums + 4 * (f + i);
       made[i][0] = sums[0] * own[0] + got.x * others[0];
@@ -222,9 +202,6 @@ __device__ inline void finish(Rows<FRAGMENTS>& rows, float factor, const Result&
       made[i][2] = sums[2] * own[1] + got.z * others[1];
       made[i][3] = sums[3] * own[1] + got.w * others[1];
     }
-    if (f + 1 < KEPT_END)
-      put_two(result, share, f, made[0], made[1]);
-    else
-      put_one(result, share, f, made[0]);
+    put_two(result, share, f, made[0], made[1]);
   }
 }
