@@ -1,16 +1,15 @@
 #pragma once
 
-// 64 query rows of a block, whose keys two warpgroups have between them: softmax along the way, and
-// the sums of both, which meet in shared memory.
+// Attention of 64 query rows of a block, whose keys two warpgroups have between them, on Hopper:
+// softmax, and how the sums of both meet in shared memory and leave.
 //
 // A thread has two rows (8 apart) and of each the columns 2 * (lane % 4) and the next of every 8:
 // a fragment is what it has of 8 columns, 4 sums.
 
 #include "hopper.cuh"
 
-constexpr int GROUPS = 2;         // warpgroups that multiply
-constexpr int ROWS = 64;          // query rows of a block
-constexpr u32 PIECE = 16;         // bytes of 8 columns of a row
+constexpr int GROUPS = 2;  // warpgroups that multiply
+constexpr int ROWS = 64;   // query rows of a block
 
 #define NOTHING __int_as_float(0xff800000)  // the score of what does not count
 
@@ -151,7 +150,7 @@ constexpr int EXCHANGED = GROUPS * (1 + FRAGMENTS / 2) * 128 * sizeof(float4);
 template <int GROUP, int FRAGMENTS>
 __device__ inline void finish(Rows<FRAGMENTS>& rows, float factor, const Result& result,
                               float4* area) {
-  static_assert(FRAGMENTS % 4 == 0, "each warpgroup stores pairs");
+  static_assert(FRAGMENTS % 4 == 0, "fragments leave in pairs");
   constexpr int HALF = FRAGMENTS / 2;
   constexpr int KEPT = GROUP ? HALF : 0, KEPT_END = GROUP ? FRAGMENTS : HALF;
   constexpr int GIVEN = GROUP ? 0 : HALF, GIVEN_END = GROUP ? HALF : FRAGMENTS;

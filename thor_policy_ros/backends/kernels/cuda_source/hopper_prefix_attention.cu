@@ -80,7 +80,7 @@ __device__ inline void hide_from(float (&scores)[KEYS / 2], int seen) {
 __device__ inline void clear_from(u32 tile, int seen, int group) {
   const int pieces = (KEYS - seen) * 8;
   for (int i = place(); i < pieces * PANELS; i += 128) {
-    const u32 at = tile + i / pieces * PANEL + seen * 128 + i % pieces * PIECE;
+    const u32 at = tile + i / pieces * PANEL + seen * 128 + i % pieces * 16;
     asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
   }
   show_to_matrix_units();
