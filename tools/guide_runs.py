@@ -15,20 +15,20 @@ def exhausted(folder: Path = RESULTS) -> str:
         found = sections.get("exhausted", {}).get("all", {})
         if "loads" not in found or run.get("toy") or run.get("device") == "cpu":
             continue
+        first, frames = next(iter(found["frames"].items()))
         lines = [
-            f"`{run.get('command', file.name)}` ([{file.name}]({link(file)})), "
-            f"{found['frames']} frames of the first backend, {found['refused_frames']} refused:\n",
+            f"`{_command(run, 'exhausted') or file.name}` ([{file.name}]({link(file)})), "
+            f"{frames} frames of `{first}`, {found['refused_frames']} refused:\n",
             "| memory runs out | what was said | the first backend answers bit for bit | "
             "still held | with memory back |",
             "|---|---|---|---|---|",
         ]
         for name, load in found["loads"].items():
-            held = load["still_held_mb"]
             cells = (
                 f"while `{name}` loads",
                 _said(load["error"]),
                 "yes" if load["bit_equal"] else "no",
-                "" if held is None else f"{held:.1f} MB",
+                _held(load["still_held_mb"]),
                 _said(found["loads_afterwards"].get(name, "")),
             )
             lines.append("| " + " | ".join(cells) + " |")
@@ -37,6 +37,19 @@ def exhausted(folder: Path = RESULTS) -> str:
         lines.append(f"| under a frame | {_said(frame['error'])} | {again} | | |")
         parts.append("\n".join([*lines, *(f"- {fault}" for fault in found["faults"])]) + "\n")
     return "\n".join(parts) or NOTHING
+
+
+def _command(run: Row, section: str) -> str:
+    """Of the run that a section is from, where a file holds those of several."""
+    runs = (of["command"] for of in run.get("runs", ()) if section in of["sections"])
+    return str(next(runs, run.get("command", "")))
+
+
+def _held(mb: Row) -> str:
+    return ", ".join(
+        f"{kind.removeprefix('gpu_').removesuffix('_mb')} {held:.1f} MB"
+        for kind, held in mb.items()
+    )
 
 
 def _said(text: str, longest: int = 90) -> str:

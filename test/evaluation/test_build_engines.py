@@ -110,7 +110,7 @@ def test_a_table_is_printed_for_people(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--target", "sm_110"), "does not build for sm_110; name one of: sm_75"),
+        (("--target", "sm_110"), "does not build for sm_110; give --target one of: sm_75"),
         (("--target", "thor"), "wanted target 'current' or a capability as 'sm_110', got 'thor'"),
         (("--parts", "vision,head"), "one or more of: vision, prefix, denoise; got 'vision,head'"),
         (("--random-weights",), "give --checkpoint DIR, or --random-weights with --config NAME"),
@@ -140,4 +140,6 @@ def test_this_machine_without_a_gpu_is_no_target(
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     assert build(folder, tmp_path, "--target", "current") == 2
-    assert "target 'current' wants a CUDA GPU" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "target 'current' wants a CUDA GPU" in said
+    assert "; give --target one of: sm_75, " in said

@@ -12,7 +12,14 @@ from xml.etree import ElementTree
 import pytest
 
 from thor_policy_ros.evaluation.cli import main
-from thor_policy_ros.evaluation.enclaves import EXECUTOR, OPERATOR, POLICY, dds_topics, enclaves
+from thor_policy_ros.evaluation.enclaves import (
+    EXECUTOR,
+    OPERATOR,
+    POLICY,
+    VIEWER,
+    dds_topics,
+    enclaves,
+)
 
 DOMAINS = (71, 72, 73, 74, 75)
 CHUNKS = f"rt/{POLICY}/action_chunk"
@@ -99,6 +106,13 @@ def test_chunks_and_commands_have_one_publisher_each_and_no_wildcards(keystore: 
 def test_an_operator_may_stop_the_robot_and_give_words(keystore: Path) -> None:
     may = granted(keystore, OPERATOR, "publish")
     assert {f"rq/{EXECUTOR}/estopRequest", "rt/instruction"} <= may
+
+
+def test_the_viewer_hears_the_robots_description_and_says_none(keystore: Path) -> None:
+    name = "rt/robot_description"
+    nodes = [enclave.node for enclave in enclaves()]
+    assert [node for node in nodes if name in granted(keystore, node, "subscribe")] == [VIEWER]
+    assert not any(name in granted(keystore, node, "publish") for node in nodes)
 
 
 def test_a_namespace_and_cameras_of_ones_own(tmp_path: Path) -> None:

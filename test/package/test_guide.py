@@ -209,7 +209,8 @@ def test_measured_tables_are_of_the_stored_runs(tmp_path: Path) -> None:
 
 def test_runs_that_ask_whether_something_holds_have_tables(tmp_path: Path) -> None:
     assert guide_runs.soaks(tmp_path) == guide_runs.exhausted(tmp_path) == guide_results.NOTHING
-    load = {"error": "OutOfMemoryError: a | b", "bit_equal": True, "still_held_mb": 1.0}
+    held = {"gpu_allocated_mb": 1.0, "gpu_used_mb": 0.0}
+    load = {"error": "OutOfMemoryError: a | b", "bit_equal": True, "still_held_mb": held}
     found = {
         "frames": {"a": 5}, "refused_frames": 1, "loads": {"fused": load}, "faults": ["not all"],
         "frame": {"error": "OutOfMemoryError", "bit_equal_with_memory_back": False},
@@ -220,8 +221,15 @@ def test_runs_that_ask_whether_something_holds_have_tables(tmp_path: Path) -> No
     assert guide_runs.exhausted(tmp_path) == guide_results.NOTHING, "a rehearsal"
     (tmp_path / "gpu.json").write_text(json.dumps({**run, "device": "cuda"}))
     text = guide_runs.exhausted(tmp_path)
-    assert "| while `fused` loads | OutOfMemoryError: a / b | yes | 1.0 MB | verified |" in text
+    assert (
+        "| while `fused` loads | OutOfMemoryError: a / b | yes | allocated 1.0 MB, used 0.0 MB | "
+        "verified |" in text
+    )
+    assert "`c` ([gpu.json](../benchmarks/results/gpu.json)), 5 frames of `a`, 1 refused" in text
     assert "| under a frame | OutOfMemoryError | no | | |\n- not all" in text
+    several = [{"sections": ["demo"], "command": "d"}, {"sections": ["exhausted"], "command": "e"}]
+    (tmp_path / "gpu.json").write_text(json.dumps({**run, "device": "cuda", "runs": several}))
+    assert "`e` ([gpu.json]" in guide_runs.exhausted(tmp_path), "of the run that it is from"
 
 
 def test_targets_are_of_runs_on_a_gpu_alone(tmp_path: Path) -> None:

@@ -235,6 +235,16 @@ def test_a_robot_that_is_no_longer_measured_is_stopped_and_resumes(rig: Rig) -> 
     rig.probe.diagnosis(EXECUTION, OK, "tracking")
 
 
+def test_ticks_are_counted_through_resets(rig: Rig) -> None:
+    """Else those between a report and the reset after it would pass for missed ones."""
+    rig.repeat(still(20))
+    before = int(rig.probe.diagnosis(EXECUTION, OK, "tracking")["ticks"])
+    rig.repeat(None)
+    rig.reset()
+    after = int(rig.probe.diagnosis(EXECUTION, STALE, "waiting")["ticks"])
+    assert after > before >= 1
+
+
 def test_a_robot_that_does_not_follow_is_stopped_until_the_reset(rig: Rig) -> None:
     rig.repeat(still(20))
     rig.probe.wait(lambda: rig.commands and abs(rig.path()[-1, 0] - 0.5) < 1e-3, "the arrival")

@@ -37,7 +37,7 @@ def commands() -> list[NodeCommand]:
     return [
         NodeCommand("policy_node", config, (("checkpoint", checkpoint), once)),
         NodeCommand("chunk_executor_node", config, (("output", "both"),), EXECUTOR_REMAPS),
-        NodeCommand("chunk_viewer_node", config, remaps=of_policy),
+        NodeCommand("chunk_viewer_node", config, (("robot_description_file", "''"),), of_policy),
         NodeCommand("sim_robot_node", config, (), (("commands", "chunk_executor_node/commands"),)),
     ]
 

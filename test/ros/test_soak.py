@@ -50,7 +50,7 @@ def test_each_fault_is_named() -> None:
     assert "refused" in record.faults(0.0)[0]
 
 
-def test_missed_ticks_are_compared_with_those_before_and_survive_a_reset() -> None:
+def test_missed_ticks_are_compared_with_those_before_and_survive_a_new_process() -> None:
     record = good()
     record.ticks_before = [(0.0, 0), (1.0, 98), (2.0, 197)]
     record.ticks = [(3.0, 300), (4.0, 398), (5.0, 20), (6.0, 118)]

@@ -94,7 +94,7 @@ def enclaves(
         Enclave(
             VIEWER,
             (*_OF_EVERY_NODE, *(f"{VIEWER}/{topic}" for topic in drawn)),
-            ("/clock", *cameras, *infos, chunks, latency),
+            ("/clock", *cameras, *infos, chunks, latency, "robot_description"),
         ),
         Enclave(
             ROBOT,

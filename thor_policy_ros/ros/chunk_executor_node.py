@@ -102,6 +102,7 @@ class ChunkExecutorNode(Node):
         self._pace = tick_clock(self)
         self._jumps = JumpWatch(simulated=self.get_clock().ros_time_is_active)
         self._realtime = RealtimeState()
+        self._ticks = 0  # of this process, resets and all: against time it tells of missed ones
         self._ticked_at_s: float | None = None
         self._alarms = Alarms()
         self._jitter = LatencyWindow(self.parameters["latency_window"])
@@ -222,6 +223,7 @@ class ChunkExecutorNode(Node):
         now_s = self._now_s()
         if now_s < self._not_before_s:  # the clock went back: that reset is not of this time
             self._not_before_s = -math.inf
+        self._ticks += 1
         self._count_jitter()
         self._watch_clock(now_s)
         self._safety.watch()
@@ -324,7 +326,7 @@ class ChunkExecutorNode(Node):
             "clamped_velocity": stats.clamped_velocity,
             "clamped_acceleration": stats.clamped_acceleration,
             "clock_jumps": stats.clock_jumps,
-            "ticks": stats.ticks,
+            "ticks": self._ticks,
             "scheduler": self._realtime.scheduler,
             "memory_locked": self._realtime.memory_locked,
         }

@@ -78,7 +78,7 @@ class SoakRecord:
         return median(late) / median(early) - 1.0 if early and late else 0.0
 
     def missed_share(self, ticks: list[tuple[float, int]]) -> float:
-        """Of the control ticks that were due, where the count went on (a reset begins anew)."""
+        """Of the control ticks that were due, where the count went on (not in a new process)."""
         pairs = [(one, two) for one, two in itertools.pairwise(ticks) if two[1] > one[1]]
         came = sum(two[1] - one[1] for one, two in pairs)
         due = sum(two[0] - one[0] for one, two in pairs) * self.control_rate_hz

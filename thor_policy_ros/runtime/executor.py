@@ -247,7 +247,6 @@ class ChunkExecutor:
         """The command of this tick; to be called once every `control_dt_s`."""
         self._advance_clock(now_s)
         now_s = self._now_s
-        self._counts["ticks"] += 1
         if self._braking:
             return self._come_to_rest()
         if not self._started:

@@ -14,7 +14,6 @@ class ExecutorStats:
     clamped_*: ticks in which that limit changed the command of at least one joint.
     """
 
-    ticks: int = 0
     accepted: int = 0
     refused: int = 0
     clock_jumps: int = 0
