@@ -155,6 +155,8 @@ def made(name: str, arguments: argparse.Namespace) -> Any:
         )
 
     execution = replace(execution_on(torch.device(device), torch.bfloat16), make_stack=None)
+    if name == "torch_graphs":
+        execution = replace(execution, in_place=False)  # torch reads tensors, not addresses
     if name != "fused_single" or arguments.rehearse:
         execution = replace(execution, make_tools=tools)
     model = load_pi05(arguments.work, config, device, torch.bfloat16)

@@ -67,7 +67,8 @@ class Execution:
     make_tools: operations and products, one set for each stream. make_graphs: what prepares the
     programs of a stream, or None to run them as they are. padded: prompts fill up to the next
     bucket, so that programs have a few fixed sizes. step_counts: denoised by one program each.
-    make_stack: what runs all denoise steps in one launch, and a note about it.
+    make_stack: what runs all denoise steps in one launch, and a note about it. in_place: whether
+    the operations read images at their addresses, in the host's memory too.
     """
 
     make_tools: Callable[[], Tools]
@@ -76,6 +77,7 @@ class Execution:
     buckets: tuple[int, ...] = PROMPT_BUCKETS
     step_counts: tuple[int, ...] = STEP_COUNTS
     make_stack: Callable[[FusedModel], tuple[ExpertStack | None, str]] | None = None
+    in_place: bool = False
 
 
 def missing() -> tuple[str, ...]:
@@ -105,7 +107,8 @@ def execution_on(device: torch.device, dtype: torch.dtype) -> Execution:
     """Triton and graphs on a GPU; on a CPU torch without either."""
     if device.type == "cuda":
         stack = _device_stack if dtype == torch.bfloat16 else None
-        return Execution(partial(_gpu_tools, device), CudaGraphs, padded=True, make_stack=stack)
+        tools = partial(_gpu_tools, device)
+        return Execution(tools, CudaGraphs, padded=True, make_stack=stack, in_place=True)
     if dtype == torch.float32:
         return Execution(_host_tools, None, padded=False)
     return Execution(partial(_device_tools, "reference", device), None, padded=False)
@@ -176,7 +179,7 @@ class FusedBackend:
             CudaTimes() if on_gpu else ClockTimes(clock) for _ in range(slots)
         ]
         self._timed = self._times[0]
-        self._slots = [Slot(model, execution.padded) for _ in range(slots)]
+        self._slots = [Slot(model, execution.padded, execution.in_place) for _ in range(slots)]
         self._embedded = EmbeddedPrompts(model.source.language.embed, self.device)
         # Prefill and denoising of a pipelined engine run at the same time: nothing is shared.
         make = execution.make_graphs

@@ -77,10 +77,10 @@ class Slot:
     """One prefix. `images` and `embeddings` are its inputs, `place` holds its keys and values.
 
     padded: whether programs of fixed sizes run on it, which see whole buffers; otherwise they
-    see what is valid alone.
+    see what is valid alone. in_place: whether they read images at their addresses.
     """
 
-    def __init__(self, model: FusedModel, padded: bool) -> None:
+    def __init__(self, model: FusedModel, padded: bool, in_place: bool = False) -> None:
         config, device = model.config, model.device
         vision, gemma, rows = config.vision, config.language, config.max_prefix_len
         self._model = model
@@ -91,8 +91,7 @@ class Slot:
         self._own = HostArray((config.num_cameras, 3, size, size), device)
         self._addresses = HostArray((config.num_cameras,), device, torch.int64)
         self._held: F32 | None = None
-        on_gpu = device.type == "cuda"
-        self.images = CameraImages(self._own.tensor, self._addresses.tensor if on_gpu else None)
+        self.images = CameraImages(self._own.tensor, self._addresses.tensor if in_place else None)
         shape = (gemma.depth, 1, gemma.num_kv_heads, rows + self._horizon, gemma.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=model.dtype)
         self.values = torch.zeros(shape, device=device, dtype=model.dtype)

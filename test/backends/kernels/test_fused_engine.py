@@ -10,6 +10,7 @@ from support.fused_engine import fused_backend, padded
 from support.golden import TOLERANCE, largest_error, toy_model_inputs, toy_noise, toy_outputs
 from support.kernel_errors import relative_error
 
+from thor_policy_ros.backends import fused_slot
 from thor_policy_ros.backends.fp8 import emulated_matmul
 from thor_policy_ros.backends.fused_network import Tools
 from thor_policy_ros.backends.fused_products import DeviceProducts
@@ -17,10 +18,21 @@ from thor_policy_ros.backends.kernels.ops import Ops
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this engine is on the CPU")
-def test_the_recorded_prefix_and_actions(triton_ops: Ops) -> None:
-    """With a bucket larger than the prompt: the valid length alone keeps its padding out."""
+@pytest.mark.parametrize("in_reach", [True, False])
+def test_the_recorded_prefix_and_actions(
+    triton_ops: Ops, in_reach: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a bucket larger than the prompt: the valid length alone keeps its padding out. Images
+    are read where they lie, or copied where the device would not reach them."""
+    monkeypatch.setattr(fused_slot, "is_pinned", lambda images: in_reach)
     tools = Tools(triton_ops, DeviceProducts(triton_ops, emulated_matmul))
-    execution = replace(padded(20), make_tools=lambda: tools, make_graphs=None, step_counts=(3,))
+    execution = replace(
+        padded(20),
+        make_tools=lambda: tools,
+        make_graphs=None,
+        step_counts=(3,),
+        in_place=True,
+    )
     backend = fused_backend(execution)
     prefix = backend.prefill(toy_model_inputs(), 0.0)
     valid = toy_outputs()["prefix_pad_mask"][0]

@@ -191,7 +191,8 @@ class ReferenceOps:
         if weight.dtype == torch.bfloat16:  # rounded, rounded, rest
             wide = weight.to(offset.dtype)
             weight = wide[:, :columns] + wide[:, 2 * columns : 3 * columns]
-        cut = _patches(images.tensor, grid, weight.shape[1])
+        seen = images.tensor.to(weight.device, non_blocking=True)
+        cut = _patches(seen, grid, weight.shape[1])
         return (F.linear(cut, weight) + offset).to(dtype).view(-1, width)
 
     def image_patches(self, image: Tensor, taps: ResizeTaps, patch: int, out: Tensor) -> None:
