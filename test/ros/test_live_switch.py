@@ -22,6 +22,7 @@ from thor_policy_ros.backends.registry import BACKENDS, spec_of
 from thor_policy_ros.msg import ActionChunk
 from thor_policy_ros.ros import live_switch, policy_node
 from thor_policy_ros.ros.diagnostics import ERROR, OK, WARN
+from thor_policy_ros.ros.inference_thread import InferenceThread
 from thor_policy_ros.ros.policy_node import PolicyNode
 from thor_policy_ros.ros.verified_loading import LoadedPolicy, LoadRequest
 from thor_policy_ros.types import BackendSpec, Verification, VerificationFailedError
@@ -105,6 +106,30 @@ def chunks(node: PolicyNode, probe: Probe) -> list[ActionChunk]:
 
 def comes_from(backend: str, chunks: list[ActionChunk], probe: Probe) -> None:
     probe.wait(lambda: chunks[-1].backend == backend, f"a chunk of {backend}")
+
+
+def test_the_end_waits_for_both_threads_together_no_longer_than_for_one(
+    node: PolicyNode,
+    probe: Probe,
+    loads: Loads,
+    chunks: list[ActionChunk],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads.gates[PIPELINED] = threading.Event()
+    assert probe.set_parameter(NODE, "backend", PIPELINED).successful
+    probe.wait(lambda: loads.under_way == PIPELINED, "the load")
+    waited: list[float] = []
+    monkeypatch.setattr(policy_node, "CLOSE_TIMEOUT_S", 3.0)
+
+    def join(self: InferenceThread, timeout_s: float) -> bool:
+        waited.append(timeout_s)
+        time.sleep(0.2)
+        return len(waited) == 1
+
+    monkeypatch.setattr(InferenceThread, "join", join)
+    assert node.close() is False, "the loader is still at work"
+    first, second = waited
+    assert first == 3.0 and second <= 2.8
 
 
 def test_a_backend_is_loaded_beside_and_takes_over_between_two_frames(

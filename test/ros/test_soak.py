@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rclpy.exceptions import InvalidHandle
 
 from thor_policy_ros.ros import soak
+from thor_policy_ros.ros.node_processes import NodeProcesses
 from thor_policy_ros.ros.soak_record import SoakRecord
 
 
@@ -66,6 +68,22 @@ def test_gaps_at_an_episodes_end_are_the_robots_own() -> None:
     record.add_chunk("a", 11.9, 12.8)
     record.add_command(11.9)
     assert record.faults(0.0) == []
+
+
+def test_what_ends_a_soak_early_is_told_and_its_node_is_ended(tmp_path: Path) -> None:
+    old = tmp_path / "reports" / "verification_a.json"
+    old.parent.mkdir()
+    old.write_text("{}")
+    node = soak.SoakNode(SoakRecord(), old.parent)
+
+    def work(processes: NodeProcesses) -> None:
+        assert not old.exists(), "it would pass for a report of this run"
+        node.wait(lambda: False, "the end of days", 0.0)
+
+    found = soak.run_beside(node, tmp_path, [], work)
+    assert found == ["waited 0 s for the end of days; "]
+    with pytest.raises(InvalidHandle):
+        node.get_name()
 
 
 @pytest.mark.node

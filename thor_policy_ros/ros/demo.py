@@ -11,7 +11,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import rclpy
@@ -182,6 +183,17 @@ def isolate() -> None:
     """
     os.environ.setdefault("ROS_DOMAIN_ID", str(random.randint(1, 99)))
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+
+
+@contextmanager
+def isolated_ros() -> Iterator[None]:
+    """rclpy as `isolate` has it, until the end of the block."""
+    isolate()
+    rclpy.init(args=[])
+    try:
+        yield
+    finally:
+        rclpy.try_shutdown()
 
 
 def share_dir() -> Path:

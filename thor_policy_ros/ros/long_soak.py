@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import QoSProfile
@@ -28,12 +27,12 @@ from std_msgs.msg import Float64MultiArray
 
 from thor_policy_ros.msg import ActionChunk, EpisodeResult, FrameLatency
 from thor_policy_ros.ros.conversions import seconds
-from thor_policy_ros.ros.demo import isolate
+from thor_policy_ros.ros.demo import isolated_ros
 from thor_policy_ros.ros.diagnostics import OK
 from thor_policy_ros.ros.fault_record import without_numbers
 from thor_policy_ros.ros.long_soak_record import LongSoakRecord, Phase
 from thor_policy_ros.ros.memory_use import rss_bytes
-from thor_policy_ros.ros.node_processes import NodeDiedError, NodeProcesses
+from thor_policy_ros.ros.node_processes import NodeProcesses
 from thor_policy_ros.ros.random_changes import (
     EXECUTOR_NODE,
     POLICY_NODE,
@@ -47,6 +46,7 @@ from thor_policy_ros.ros.soak import (
     SoakNode,
     available_backends,
     node_commands,
+    run_beside,
 )
 from thor_policy_ros.ros.soak_record import SoakRecord
 
@@ -367,30 +367,19 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def run_nodes(arguments: argparse.Namespace) -> LongSoakRecord:
     """The whole soak, in an initialised rclpy; what ends it early is among the failures."""
     record = LongSoakRecord()
-    reports = arguments.out / "reports"
-    for old in reports.glob("verification_*.json"):
-        old.unlink()
-    node = LongSoakNode(record, reports)
-    try:
-        with NodeProcesses(arguments.out / "logs") as processes:
-            processes.start(node_commands(arguments, arguments.backends[0], arguments.speed))
-            LongSoak(arguments, node, processes).run()
-    except (SoakFailedError, NodeDiedError) as error:
-        record.failures.append(str(error))
-    finally:
-        node.end()
+    node = LongSoakNode(record, arguments.out / "reports")
+    commands = node_commands(arguments, arguments.backends[0], arguments.speed)
+    record.failures += run_beside(
+        node, arguments.out, commands, lambda processes: LongSoak(arguments, node, processes).run()
+    )
     write(arguments, record, finished=True)
     return record
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    isolate()
-    rclpy.init(args=[])
-    try:
+    with isolated_ros():
         record = run_nodes(arguments)
-    finally:
-        rclpy.try_shutdown()
     return 1 if record.failures else 0
 
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
@@ -33,7 +32,7 @@ from sensor_msgs.msg import Image
 
 from thor_policy_ros.msg import ActionChunk, FrameLatency
 from thor_policy_ros.ros.conversions import seconds
-from thor_policy_ros.ros.demo import isolate
+from thor_policy_ros.ros.demo import isolated_ros
 from thor_policy_ros.ros.memory_use import MB, rss_bytes
 from thor_policy_ros.ros.node_processes import NodeProcesses
 from thor_policy_ros.ros.soak import node_commands
@@ -168,12 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args(argv)
     arguments.mode = "auto"
-    isolate()
-    rclpy.init(args=[])
-    try:
+    with isolated_ros():
         figures = measure(arguments).figures()
-    finally:
-        rclpy.try_shutdown()
     found = faults(figures, arguments.growth)
     result = {
         "command": f"python -m thor_policy_ros.ros.node_cost --seconds {arguments.seconds}"

@@ -169,7 +169,8 @@ class PolicyNode(RecoveringNode):
         await self.do_cleanup()
 
     def close(self) -> bool:
-        """Ends the threads when the process ends; waits a little, not for ever."""
+        """Ends the threads when the process ends; waits a little for all of them, not for ever."""
+        until_s = time.monotonic() + CLOSE_TIMEOUT_S
         thread, policy = self._thread, self._left_policy()
         switch, self._thread, self._switch = self._switch, None, None
         if thread is None:
@@ -179,7 +180,7 @@ class PolicyNode(RecoveringNode):
             thread.call(policy.close)
         thread.end()
         ended = thread.join(CLOSE_TIMEOUT_S)
-        return ended and (switch is None or switch.join(CLOSE_TIMEOUT_S))
+        return ended and (switch is None or switch.join(max(0.0, until_s - time.monotonic())))
 
     # Making and freeing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -65,7 +66,8 @@ def run_node(factory: Callable[[], AnyNode], start: Start[AnyNode] = lambda node
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         all_ended = node.close()
-        executor.shutdown()
+        # Nobody spins any more: what a callback awaits would be waited for without end.
+        executor.shutdown(timeout_sec=0.0)
         node.destroy_node()
         rclpy.try_shutdown()
     if not all_ended:
@@ -74,4 +76,7 @@ def run_node(factory: Callable[[], AnyNode], start: Start[AnyNode] = lambda node
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+    # At its end Python looks through all that torch has made, to free memory that the system gets
+    # anyway: 1.0 s of a core, and 4.4 s beside 8 busy processes on 2; without, 0.3 and 1.0 to 1.9.
+    gc.freeze()
     return 0

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
@@ -30,7 +29,7 @@ from std_msgs.msg import Float64MultiArray
 from thor_policy_ros.backends.registry import BACKENDS, availability, spec_of
 from thor_policy_ros.msg import ActionChunk, EpisodeResult
 from thor_policy_ros.ros.conversions import seconds
-from thor_policy_ros.ros.demo import isolate, share_dir
+from thor_policy_ros.ros.demo import isolated_ros, share_dir
 from thor_policy_ros.ros.memory_use import MB, nvml_process_bytes, rss_bytes
 from thor_policy_ros.ros.node_processes import (
     EXECUTOR_REMAPS,
@@ -237,37 +236,51 @@ def available_backends() -> list[str]:
     return [name for name in BACKENDS if not availability(name)]
 
 
+def run_beside(
+    node: SoakNode,
+    out: Path,
+    commands: Sequence[NodeCommand],
+    work: Callable[[NodeProcesses], None],
+) -> list[str]:
+    """Starts the nodes, does the work, ends them all and `node` too; returns what ended it early.
+
+    out: folder of logs, and of the verification reports, which are to be of this run.
+    """
+    for old in (out / "reports").glob("verification_*.json"):
+        old.unlink()
+    try:
+        with NodeProcesses(out / "logs") as processes:
+            processes.start(commands)
+            work(processes)
+    except (SoakFailedError, NodeDiedError) as error:
+        return [str(error)]
+    finally:
+        node.end()
+    return []
+
+
 def run_nodes(arguments: argparse.Namespace) -> SoakRecord:
     """The whole soak, in an initialised rclpy; what ends it early is among the failures."""
     names = arguments.backends or available_backends()
     record = SoakRecord()
-    for old in (arguments.out / "reports").glob("verification_*.json"):
-        old.unlink()
     node = SoakNode(record, arguments.out / "reports")
-    try:
-        with NodeProcesses(arguments.out / "logs") as processes:
-            priority = arguments.realtime_priority
-            processes.start(node_commands(arguments, names[0], realtime_priority=priority))
-            node.policy_pid = processes.pid("policy_node")
-            node.wait(lambda: node.backend and record.commands, "the first chunk", START_LIMIT_S)
-            node.spin_for(BASELINE_S)
-            node.ticks = record.ticks
-            switch_all(node, processes, names, arguments.switches)
-    except (SoakFailedError, NodeDiedError) as error:
-        record.failures.append(str(error))
-    finally:
-        node.end()
+
+    def work(processes: NodeProcesses) -> None:
+        node.policy_pid = processes.pid("policy_node")
+        node.wait(lambda: node.backend and record.commands, "the first chunk", START_LIMIT_S)
+        node.spin_for(BASELINE_S)
+        node.ticks = record.ticks
+        switch_all(node, processes, names, arguments.switches)
+
+    commands = node_commands(arguments, names[0], realtime_priority=arguments.realtime_priority)
+    record.failures += run_beside(node, arguments.out, commands, work)
     return record
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    isolate()
-    rclpy.init(args=[])
-    try:
+    with isolated_ros():
         record = run_nodes(arguments)
-    finally:
-        rclpy.try_shutdown()
     faults = record.faults(arguments.hold)
     settings = {
         "backends": arguments.backends or available_backends(),
