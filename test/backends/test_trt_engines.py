@@ -329,7 +329,7 @@ GPU_ALONE = TensorRT(object(), "tensorrt", "10.13.3")
             "",
             _library_that_builds_for("sm_120"),
             "sm_90",
-            ("1.7.1 does not build for sm_90; name",),
+            ("1.7.1 does not build for sm_90; `thor-policy build --target` takes: sm_120",),
         ),
         ("", _library_that_builds_for("sm_120"), "sm_110", ("JetPack brings it to Jetson Thor",)),
         ("", _library_that_builds_for("sm_120"), "sm_120", ()),

@@ -110,7 +110,10 @@ def test_a_table_is_printed_for_people(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--target", "sm_110"), "does not build for sm_110; give --target one of: sm_75"),
+        (
+            ("--target", "sm_110"),
+            "does not build for sm_110; `thor-policy build --target` takes: sm_75",
+        ),
         (("--target", "thor"), "wanted target 'current' or a capability as 'sm_110', got 'thor'"),
         (("--parts", "vision,head"), "one or more of: vision, prefix, denoise; got 'vision,head'"),
         (("--random-weights",), "give --checkpoint DIR, or --random-weights with --config NAME"),
@@ -142,4 +145,4 @@ def test_this_machine_without_a_gpu_is_no_target(
     assert build(folder, tmp_path, "--target", "current") == 2
     said = capsys.readouterr().err
     assert "target 'current' wants a CUDA GPU" in said
-    assert "; give --target one of: sm_75, " in said
+    assert "; `thor-policy build --target` takes: sm_75, " in said

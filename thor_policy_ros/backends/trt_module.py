@@ -114,4 +114,4 @@ def checked_target(target: str) -> str:
 
 def _choices(tensorrt: TensorRT) -> str:
     targets = tensorrt.targets()
-    return f"give --target one of: {', '.join(targets)}" if targets else ""
+    return f"`thor-policy build --target` takes: {', '.join(targets)}" if targets else ""
