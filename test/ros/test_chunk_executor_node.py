@@ -247,7 +247,7 @@ def test_ticks_are_counted_through_resets(rig: Rig) -> None:
 
 def test_a_robot_that_does_not_follow_is_stopped_until_the_reset(rig: Rig) -> None:
     rig.repeat(still(20))
-    rig.probe.wait(lambda: rig.commands and abs(rig.path()[-1, 0] - 0.5) < 1e-3, "the arrival")
+    rig.probe.wait(lambda: rig.commands and abs(rig.path()[-1, 0] - 0.5) < 1e-9, "the arrival")
     rig.positions = np.array([-0.9, -0.3, 0.0])  # VELOCITY for 0.5 s is 1.0
     rig.probe.diagnosis(EXECUTION, ERROR, "from its command, more than 1.0000")
     stood = rig.path()[-1]

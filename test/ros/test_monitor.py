@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -215,5 +216,10 @@ def test_nothing_heard_is_a_failure_that_says_where_to_look(
 
     monkeypatch.setattr(monitor, "PATIENCE_S", 0.1)
     options: Any = parser().parse_args(["--once", "--seconds", "0.1"])
-    assert monitor._once(Silent(), Spinner(), Console(), options) == 1  # type: ignore[arg-type]
+    interrupted = threading.Event()
+    rest: Any = (Silent(), Spinner(), Console(), options, interrupted)
+    assert monitor._once(*rest) == 1
     assert "ROS_DOMAIN_ID" in capsys.readouterr().err
+    interrupted.set()
+    assert monitor._once(*rest) == 1
+    assert not capsys.readouterr().err, "who interrupts it knows why"

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from rich.console import Console
 from rich.live import Live
 
@@ -29,6 +32,8 @@ from thor_policy_ros.runtime.frame_hops import HOPS
 
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 REFRESH_S = 0.25
+LOOK_S = 0.1
+"""After which a signal is answered, at the latest."""
 REMOTE_FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # a picture asks nobody for a font
 PATIENCE_S = 15.0
 
@@ -97,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 1 where --once heard nothing."""
+    """Exit status 1 where --once heard nothing, or was interrupted."""
     arguments = parser().parse_args(argv)
     if arguments.save and arguments.save.suffix not in (".svg", ".txt"):
         parser().error(f"--save wants a .svg or .txt file, got {arguments.save}")
@@ -106,16 +111,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(
         width=arguments.width, no_color=arguments.no_colour or None, record=bool(arguments.save)
     )
-    rclpy.init(args=[])
+    # A signal that became an exception could come out of any call of rclpy's, and as another one.
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    interrupted = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: interrupted.set())
     node = MonitorNode(policy_node, "/" + executor.lstrip("/"))
     spinner = SingleThreadedExecutor()
     spinner.add_node(node)
     try:
         if arguments.once:
-            return _once(node, spinner, console, arguments)
-        _follow(node, spinner, console)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass  # the ordinary end
+            return _once(node, spinner, console, arguments, interrupted)
+        _follow(node, spinner, console, interrupted)
     finally:
         spinner.shutdown()
         node.destroy_node()
@@ -128,11 +135,14 @@ def _once(
     spinner: SingleThreadedExecutor,
     console: Console,
     options: argparse.Namespace,
+    interrupted: threading.Event,
 ) -> int:
     begun_s = time.monotonic()
     heard_s: float | None = None
     while heard_s is None or time.monotonic() - heard_s < options.seconds:
-        spinner.spin_once(timeout_sec=0.1)
+        if interrupted.is_set():
+            return 1
+        spinner.spin_once(timeout_sec=LOOK_S)
         if heard_s is None and node.record.heard:
             heard_s = time.monotonic()
         if heard_s is None and time.monotonic() - begun_s > max(PATIENCE_S, options.seconds):
@@ -147,23 +157,30 @@ def _once(
     return 0
 
 
-def _follow(node: MonitorNode, spinner: SingleThreadedExecutor, console: Console) -> None:
+def _follow(
+    node: MonitorNode,
+    spinner: SingleThreadedExecutor,
+    console: Console,
+    interrupted: threading.Event,
+) -> None:
     """Until Ctrl-C: redrawn in a terminal; one snapshot after another into a file or a pipe."""
     if not console.is_terminal:
-        while rclpy.ok():
-            _spin_for(spinner, 1.0)
+        while not interrupted.is_set():
+            _spin_for(spinner, 1.0, interrupted)
             console.print(node.screen())
         return
     with Live(console=console, screen=True, auto_refresh=False) as live:
-        while rclpy.ok():
-            _spin_for(spinner, REFRESH_S)
+        while not interrupted.is_set():
+            _spin_for(spinner, REFRESH_S, interrupted)
             live.update(node.screen(), refresh=True)
 
 
-def _spin_for(spinner: SingleThreadedExecutor, duration_s: float) -> None:
+def _spin_for(
+    spinner: SingleThreadedExecutor, duration_s: float, interrupted: threading.Event
+) -> None:
     end_s = time.monotonic() + duration_s
-    while rclpy.ok() and (left_s := end_s - time.monotonic()) > 0:
-        spinner.spin_once(timeout_sec=left_s)
+    while not interrupted.is_set() and (left_s := end_s - time.monotonic()) > 0:
+        spinner.spin_once(timeout_sec=min(left_s, LOOK_S))
 
 
 if __name__ == "__main__":
