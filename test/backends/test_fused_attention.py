@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from thor_policy_ros.backends import fused_attention
+from thor_policy_ros.backends import fused_attention, fused_trial
 from thor_policy_ros.backends.kernels.capability import DeviceLimits
 
 GPU = torch.device("cuda", 0)
@@ -31,7 +31,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def on_a(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     limits = DeviceLimits(capability, 227 * 1024, 132)
-    monkeypatch.setattr(fused_attention, "limits_of", lambda device: limits)
+    monkeypatch.setattr(fused_trial, "limits_of", lambda device: limits)
 
 
 @pytest.mark.parametrize("capability", [(8, 9), (10, 0), (11, 0)])
@@ -43,7 +43,7 @@ def test_other_gpus_are_said(capability: tuple[int, int], monkeypatch: pytest.Mo
 
 
 def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_attention.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fused_trial.importlib.util, "find_spec", lambda name: None)
     ops, note = fused_attention.attending_ops(GPU)
     assert ops == "triton"
     assert "cuda-core" in note

@@ -12,7 +12,7 @@ from support.fused_engine import ON_CPU, fused_backend
 from support.golden import TOY, toy_config, toy_model_inputs, toy_noise
 from torch import Tensor, nn
 
-from thor_policy_ros.backends import fused_hopper
+from thor_policy_ros.backends import fused_hopper, fused_trial
 from thor_policy_ros.backends.fused_hopper import FinishedProducts
 from thor_policy_ros.backends.fused_network import Tools
 from thor_policy_ros.backends.fused_weights import take_weights
@@ -54,6 +54,7 @@ def forget_trials() -> Iterator[None]:
 
 def on_a(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     limits = DeviceLimits(capability, 227 * 1024, 132)
+    monkeypatch.setattr(fused_trial, "limits_of", lambda device: limits)
     monkeypatch.setattr(fused_hopper, "limits_of", lambda device: limits)
     monkeypatch.setattr(fused_hopper, "HopperProducts", lambda *arguments: object())
 
@@ -68,7 +69,7 @@ def test_other_gpus_are_said(capability: tuple[int, int], monkeypatch: pytest.Mo
 
 def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a((9, 0), monkeypatch)
-    monkeypatch.setattr(fused_hopper.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fused_trial.importlib.util, "find_spec", lambda name: None)
     products, note = fused_hopper.finished_products(GPU)
     assert products is None
     assert "cuda-core" in note

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from functools import cache
 
@@ -13,10 +11,10 @@ from torch import Tensor
 
 from thor_policy_ros.backends.fp8 import E4M3, device_matmul
 from thor_policy_ros.backends.fused_products import DeviceProducts
+from thor_policy_ros.backends.fused_trial import lacking, refused
 from thor_policy_ros.backends.fused_weights import FusedModel, Linear
 from thor_policy_ros.backends.kernels.capability import limits_of
 from thor_policy_ros.backends.kernels.hopper_product import (
-    CAPABILITY,
     Epilogue,
     HopperProducts,
     compile_all,
@@ -25,8 +23,6 @@ from thor_policy_ros.backends.kernels.hopper_product import (
 from thor_policy_ros.backends.kernels.ops import Ops
 
 _WHAT = "products with what follows them in one kernel"
-_LARGEST_ERROR = 0.01
-_log = logging.getLogger(__name__)
 
 
 class FinishedProducts(DeviceProducts):
@@ -105,32 +101,16 @@ def _prefix_products(model: FusedModel) -> Iterator[tuple[Linear, Epilogue, bool
 def finished_products(device: torch.device) -> tuple[HopperProducts | None, str]:
     """Once a product for trial was right; and a note of which products there are, or why not
     these."""
-    refused = missing(device) or _refused(device)
-    if refused:
-        return None, f"products by cuBLAS: {refused}"
+    reason = lacking(_WHAT, device) or _refused(device)
+    if reason:
+        return None, f"products by cuBLAS: {reason}"
     return _products_on(device), _WHAT
-
-
-def missing(device: torch.device) -> str:
-    """Why these kernels do not run on a CUDA device, '' where they do."""
-    if limits_of(device).capability != CAPABILITY:
-        return f"{_WHAT} are made for Hopper (9.0)"
-    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
-        return f"{_WHAT} want the package cuda-core"
-    return ""
 
 
 @cache
 def _refused(device: torch.device) -> str:
-    """What went wrong in a trial, '' where nothing did."""
-    try:
-        error = _trial_error(_products_on(device), device)
-    except torch.OutOfMemoryError:
-        raise  # a load without room is refused as a whole, not made a slower one
-    except Exception as problem:  # noqa: BLE001 - whatever compiler or driver refuses, cuBLAS runs
-        _log.exception("%s were refused", _WHAT)
-        return f"{_WHAT} were refused ({type(problem).__name__}: {problem})"
-    return "" if error < _LARGEST_ERROR else f"a trial of {_WHAT} was off by {error:.3g}"
+    """As of the one trial of this process."""
+    return refused(_WHAT, lambda: _trial_error(_products_on(device), device))
 
 
 def _products_on(device: torch.device) -> HopperProducts:
