@@ -50,7 +50,9 @@ class Chunk:
         views = tuple(constants_in(row, self.expert.weights) for row in rows)
         self.table = StepTable(rows, views)
         gains = step.gain[None].expand(steps, -1).contiguous()
-        self.flow = Flow(step.actions, step.hidden, step.target, gains)
+        self.result = torch.empty_like(self.noise)
+        scratch = step.actions, step.hidden
+        self.flow = Flow(self.noise, self.result, *scratch, step.target, gains)
         keys = torch.stack([k for k, _ in step.buffers]).contiguous()
         values = torch.stack([v for _, v in step.buffers]).contiguous()
         each = list(zip(keys, values, strict=True))
@@ -58,12 +60,11 @@ class Chunk:
         self.place = Place(each, step.length, *step.rope, zero, keys, values)
 
     def run(self, stack: ExpertStack | None = None) -> None:
-        self.flow.actions.copy_(self.noise)
         integrate(self.expert._replace(stack=stack), self.flow, self.table, self.place)
 
     def rerun(self, stack: ExpertStack | None = None) -> Tensor:
         self.run(stack)
-        return self.flow.actions.clone()
+        return self.result.clone()
 
 
 def stack_for(chunk: Chunk, **macros: int) -> ExpertStack:

@@ -87,7 +87,8 @@ class StandIn:
 
     def run(
         self,
-        actions: Tensor,
+        noise: Tensor,
+        result: Tensor,
         rows: Tensor,
         target: Tensor,
         gains: Tensor,
@@ -98,11 +99,12 @@ class StandIn:
         sin: Tensor,
     ) -> None:
         self.steps.append(len(rows))
-        hidden = torch.empty(len(actions), self._weights.into[0].shape[0])
+        hidden = torch.empty(len(noise), self._weights.into[0].shape[0])
         table = StepTable(rows, tuple(constants_in(row, self._weights) for row in rows))
         layers = [(k[0], v[0]) for k, v in zip(keys, values, strict=True)]
         place = Place(layers, length, cos, sin, torch.zeros_like(length), keys, values)
-        integrate(self._expert, Flow(actions, hidden, target, gains), table, place)
+        flow = Flow(noise, result, torch.empty_like(noise), hidden, target, gains)
+        integrate(self._expert, flow, table, place)
 
 
 @pytest.mark.parametrize("steps", [10, 4, 1, 12])

@@ -76,7 +76,8 @@ class Denoiser:
         of_count = self._of_count(steps)
         of_count.guide(guidance)
         np.copyto(self._noise.array(), noise)
-        flow = Flow(self._actions, self._hidden, of_count.target, of_count.gains)
+        ends, scratch = (self._noise.tensor, self._result.tensor), (self._actions, self._hidden)
+        flow = Flow(*ends, *scratch, of_count.target, of_count.gains)
         work = partial(self._integrate, flow, of_count.table, slot)
         if steps in self._counts:
             self._programs.run(("denoise", index, steps), work)
@@ -93,18 +94,16 @@ class Denoiser:
         return copied
 
     def _integrate(self, flow: Flow, table: StepTable, slot: Slot) -> None:
-        flow.actions.copy_(self._noise.tensor, non_blocking=True)
         integrate(self._expert, flow, table, slot.extended)
-        self._result.tensor.copy_(flow.actions, non_blocking=True)
 
     def _step_by_step(self, index: int, slot: Slot, flow: Flow, table: StepTable) -> None:
         """Programs that are there already, whatever the step count."""
-        flow.actions.copy_(self._noise.tensor, non_blocking=True)
+        flow.actions.copy_(flow.noise, non_blocking=True)
         for step, constants in enumerate(table.steps):
             self._row.copy_(table.rows[step])
             self._programs.run(("step", index), partial(self._one_step, flow, slot))
             euler_step(self._expert, flow, constants, step, len(table.steps))
-        self._result.tensor.copy_(flow.actions, non_blocking=True)
+        flow.result.copy_(flow.actions, non_blocking=True)
 
     def _one_step(self, flow: Flow, slot: Slot) -> None:
         expert_hidden(self._expert, flow.actions, self._step, slot.extended, flow.hidden)

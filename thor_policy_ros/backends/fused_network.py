@@ -123,9 +123,12 @@ def expert_hidden(
 
 
 class Flow(NamedTuple):
-    """What Euler's rule works on: actions f32[H,A], updated in place; scratch [H,W] of the
-    single operations; the guidance's target f32[H,A] and gains f32[steps,H]."""
+    """What Euler's rule works on: from noise f32[H,A] to result f32[H,A], both also in the host's
+    pinned memory; the single operations' actions f32[H,A] and scratch [H,W]; the guidance's target
+    f32[H,A] and gains f32[steps,H]."""
 
+    noise: Tensor
+    result: Tensor
     actions: Tensor
     hidden: Tensor
     target: Tensor
@@ -148,11 +151,14 @@ def euler_step(expert: Expert, flow: Flow, constants: StepConstants, step: int, 
 
 
 def integrate(expert: Expert, flow: Flow, table: StepTable, place: Place) -> None:
-    """All steps: noise in `flow.actions` becomes actions."""
+    """All steps: `flow.noise` becomes `flow.result`."""
     if expert.stack is not None:
+        ends, guidance = (flow.noise, flow.result), (flow.target, flow.gains)
         keys_and_positions = place.keys, place.values, place.length, place.cos, place.sin
-        expert.stack.run(flow.actions, table.rows, flow.target, flow.gains, *keys_and_positions)
+        expert.stack.run(*ends, table.rows, *guidance, *keys_and_positions)
         return
+    flow.actions.copy_(flow.noise, non_blocking=True)
     for step, constants in enumerate(table.steps):
         expert_hidden(expert, flow.actions, constants, place, flow.hidden)
         euler_step(expert, flow, constants, step, len(table.steps))
+    flow.result.copy_(flow.actions, non_blocking=True)

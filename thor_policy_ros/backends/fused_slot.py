@@ -88,10 +88,11 @@ class Slot:
         self._horizon = config.action_horizon
         size = vision.image_size
         self.embeddings = torch.zeros(rows, gemma.width, device=device, dtype=model.dtype)
-        self._own = HostArray((config.num_cameras, 3, size, size), device)
+        own = HostArray((config.num_cameras, 3, size, size), device)
+        self._own = own.array()
         self._addresses = HostArray((config.num_cameras,), device, torch.int64)
         self._held: F32 | None = None
-        self.images = CameraImages(self._own.tensor, self._addresses.tensor if in_place else None)
+        self.images = CameraImages(own.tensor, self._addresses.tensor if in_place else None)
         shape = (gemma.depth, 1, gemma.num_kv_heads, rows + self._horizon, gemma.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=model.dtype)
         self.values = torch.zeros(shape, device=device, dtype=model.dtype)
@@ -113,18 +114,19 @@ class Slot:
         """Say where the present ones of f32[V,3,S,S] are, or copy them where the device does not
         reach them; returns how many. They must not change until what reads them is done."""
         indices = np.flatnonzero(present)
-        own, addresses = self._own.array(), self._addresses.array()
         in_reach = self.images.addresses is not None and is_pinned(images)
+        addresses = self._addresses.array()  # what reads the last frame's images is done
         self._held = images if in_reach else None
-        for place, index in enumerate(indices):
-            if not in_reach:
-                own[place] = images[index]
-            addresses[place] = (images[index] if in_reach else own[place]).ctypes.data
+        if not in_reach:
+            for place, index in enumerate(indices):
+                self._own[place] = images[index]
+            images, indices = self._own, np.arange(len(indices))
+        first = images.__array_interface__["data"][0]
+        addresses[: len(indices)] = first + indices * images.strides[0]
         return len(indices)
 
     def launched(self) -> None:
         """What reads the images has been launched."""
-        self._own.launched()
         self._addresses.launched()
 
     def put_prompt(self, tokens: I32, cameras: int, embedded: EmbeddedPrompts) -> None:

@@ -54,14 +54,14 @@ def _tried(model: FusedModel) -> ExpertStack:
     plan, device = _plan(model), model.device
     assert plan is not None
     stack = ExpertStack(plan, model.expert.layers, model.expert.into, model.expert.out, device)
-    actions = torch.zeros(plan.rows, plan.actions, device=device)
-    target, gains = torch.zeros_like(actions), torch.zeros(TRIAL_STEPS, plan.rows, device=device)
+    zeros, result = torch.zeros(2, plan.rows, plan.actions, device=device)
+    gains = torch.zeros(TRIAL_STEPS, plan.rows, device=device)
     rows = torch.zeros(TRIAL_STEPS, row_size(model.expert), device=device)
     keys = torch.zeros(plan.layers, plan.keys, plan.head_dim, device=device, dtype=model.dtype)
     length = torch.ones(1, device=device, dtype=torch.int32)
     tables = rope_halves(plan.keys, plan.head_dim, device)
-    stack.run(actions, rows, target, gains, keys, keys, length, *tables)
-    if not bool(actions.isfinite().all()):
+    stack.run(zeros, result, rows, zeros, gains, keys, keys, length, *tables)
+    if not bool(result.isfinite().all()):
         raise RuntimeError("a trial with zeros gave what is not finite")
     return stack
 

@@ -197,9 +197,10 @@ def test_the_arguments_are_those_of_the_kernel(monkeypatch: pytest.MonkeyPatch) 
     actions, cache = torch.zeros(10, ACTIONS), torch.zeros(2, 978, HEAD_DIM).bfloat16()
     rows, gains = torch.zeros(3, plan.row_size), torch.zeros(3, 10)
     length, table = torch.ones(1, dtype=torch.int32), torch.zeros(978, HEAD_DIM // 2)
-    stack.run(actions, rows, actions, gains, cache, cache, length, table, table)
+    guidance_and_prefix = actions, gains, cache, cache, length, table, table
+    stack.run(actions, actions, rows, *guidance_and_prefix)
     with pytest.raises(ValueError, match="this kernel was made for"):
-        stack.run(actions, rows[:, 4:], actions, gains, cache, cache, length, table, table)
+        stack.run(actions, actions, rows[:, 4:], *guidance_and_prefix)
 
     declared = re.search(r"expert_stack\((.*?)\) {", SOURCE.read_text(), re.DOTALL)
     assert declared is not None
@@ -306,9 +307,10 @@ class Subject:
         dtype = torch.float32 if expert is self.exact else torch.bfloat16
         hidden = torch.empty(len(self.noise), WIDTH, device=self.device, dtype=dtype)
         gains = self.gains[:steps] * guided
-        flow = Flow(self.noise.clone(), hidden, self.target, gains)
+        result, actions = torch.empty_like(self.noise), torch.empty_like(self.noise)
+        flow = Flow(self.noise, result, actions, hidden, self.target, gains)
         integrate(expert, flow, self.table(steps), self.place(dtype))
-        return flow.actions
+        return result
 
     def run(self, length: int, steps: int = 1, guided: bool = False) -> Tensor:
         return self.actions(self.one_launch, length, steps, guided)
@@ -387,14 +389,29 @@ def test_replayed_as_a_graph_it_is_the_same(gpu: None, steps: int) -> None:
     subject = Subject(10, fp8=False)
     wanted = subject.run(544, steps)
     place, table = subject.place(torch.bfloat16), subject.table(steps)
-    flow = Flow(subject.noise.clone(), wanted, subject.target, 0 * subject.gains[:steps])
+    noise, result = subject.noise.cpu().pin_memory(), torch.empty_like(wanted, device="cpu")
+    result = result.pin_memory()
+    gains = 0 * subject.gains[:steps]
+    flow = Flow(noise, result, wanted.clone(), wanted, subject.target, gains)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        flow.actions.copy_(subject.noise)
         integrate(subject.one_launch, flow, table, place)
     for _ in range(100):
+        result.zero_()
         graph.replay()
-        assert torch.equal(flow.actions, wanted)
+        torch.cuda.synchronize()
+        assert torch.equal(result, wanted.cpu())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "bits", [0x7FC00000, -1], ids=["a usual NaN", "the word of what is absent"]
+)
+def test_noise_that_is_no_number_makes_nobody_wait(gpu: None, bits: int) -> None:
+    subject = Subject(10, fp8=False, layers=2)
+    subject.noise[3, 5] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    assert subject.run(100, 2)[3].isnan().all()
+    assert not subject.stack.failed
 
 
 @pytest.mark.gpu

@@ -288,6 +288,7 @@ class ExpertStack:
         self._exchange = torch.full(
             (plan.exchange_bytes,), ABSENT, device=device, dtype=torch.uint8
         )
+        self._actions = torch.zeros(plan.rows, plan.actions, device=device)
         self._failed = torch.zeros(1, device=device, dtype=torch.int32)
         self._clocks = torch.zeros(1, device=device, dtype=torch.int64)
         if macros.get("CLOCKS"):
@@ -313,7 +314,8 @@ class ExpertStack:
 
     def run(
         self,
-        actions: Tensor,
+        noise: Tensor,
+        result: Tensor,
         rows: Tensor,
         target: Tensor,
         gains: Tensor,
@@ -323,21 +325,21 @@ class ExpertStack:
         cos: Tensor,
         sin: Tensor,
     ) -> None:
-        """actions f32[M,A], in place: from noise through every step of `rows`, f32[steps,size] of
-        `fused_steps.step_rows`.
+        """noise f32[M,A] through every step of `rows`, f32[steps,size] of `fused_steps.step_rows`,
+        to result f32[M,A]. Both may lie in the host's pinned memory.
 
         target f32[M,A], gains f32[steps,M]: the guidance. keys, values [L,...,R,D] of the prefix,
         of which the first `length` (i32[1]) rows count and nothing is written.
         """
         plan, steps = self.plan, len(rows)
-        _require(actions, (plan.rows, plan.actions), torch.float32)
-        _require(target, (plan.rows, plan.actions), torch.float32)
+        for of_flow in (noise, result, target):
+            _require(of_flow, (plan.rows, plan.actions), torch.float32)
         _require(gains, (steps, plan.rows), torch.float32)
         _require(rows, (steps, plan.row_size), torch.float32)
         for kept in (keys, values):
             _require(kept, (plan.layers, *kept.shape[1:-2], plan.keys, plan.head_dim))
-        require_contiguous(actions=actions, rows=rows, target=target, gains=gains, keys=keys)
-        require_contiguous(values=values, length=length, cos=cos, sin=sin)
+        require_contiguous(noise=noise, result=result, rows=rows, target=target, gains=gains)
+        require_contiguous(keys=keys, values=values, length=length, cos=cos, sin=sin)
         self._kernel(
             self._weights.data_ptr(),
             rows.data_ptr(),
@@ -349,7 +351,9 @@ class ExpertStack:
             cos.data_ptr(),
             sin.data_ptr(),
             np.float32(math.log2(math.e) / math.sqrt(plan.head_dim)),
-            actions.data_ptr(),
+            noise.data_ptr(),
+            self._actions.data_ptr(),
+            result.data_ptr(),
             target.data_ptr(),
             gains.data_ptr(),
             *(tensor.data_ptr() for tensor in self._ends),

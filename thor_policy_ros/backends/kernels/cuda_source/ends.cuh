@@ -8,8 +8,18 @@ struct Ends {
   const float *into, *into_bias;  // [WIDTH,ACTIONS], [WIDTH]
   const float *out, *out_bias;    // [ACTIONS,WIDTH], [ACTIONS]
   const float* target;            // of the guidance, [ROWS,ACTIONS]
-  float* actions;                 // x_t [ROWS,ACTIONS]; one warp writes a value, and reads it again
+  const float* noise;             // x_t of the first step, [ROWS,ACTIONS]; the host's memory too
+  float* actions;                 // x_t of the others; one warp writes a value, and reads it again
+  float* result;                  // as noise
 };
+
+// A NaN that is not ABSENT.
+constexpr u32 NO_NUMBER = 0x7fffffffu;
+
+// Of x_t's values a warp makes this one first. The last warps do: the first ones embed them.
+__device__ inline int first_item(const Block& me) {
+  return blockIdx.x + BLOCKS * (WARPS - 1 - me.warp);
+}
 
 __device__ inline float dot(const float4& a, const float4& b) {
   return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
@@ -32,7 +42,18 @@ __device__ inline uint4 look_until_there(const char* at, Patience& patience) {
   return v;
 }
 
-// This block's columns of x, to all blocks. x_t: of the step before; nullptr: the actions given.
+// The noise, to all blocks: each value by the warp that makes a step of it.
+__device__ inline void begin_flow(Block& me, const Ends& ends, char* x_t) {
+#pragma unroll 1
+  for (int item = first_item(me); item < ROWS * ACTIONS; item += BLOCKS * WARPS)
+    if (me.lane == 0) {
+      const float x = ends.noise[item];
+      ends.actions[item] = x;
+      publish(x_t + 4 * item, isnan(x) ? NO_NUMBER : __float_as_uint(x));
+    }
+}
+
+// This block's columns of x, to all blocks.
 __device__ inline void embed_actions(Block& me, const Ends& ends, const char* x_t, char* to) {
   using Own = Pair<1, 4>;               // the threads of `residual_product`
   constexpr int PIECES = ACTIONS / 16;  // of 4 actions, of a thread
@@ -57,8 +78,7 @@ __device__ inline void embed_actions(Block& me, const Ends& ends, const char* x_
       const int at = 4 * (pair.row * ACTIONS + begin);
 #pragma unroll
       for (int i = 0; i < PIECES; i++) {
-        const uint4 x = x_t == nullptr ? look(reinterpret_cast<char*>(ends.actions) + at + 16 * i)
-                                       : look_until_there(x_t + at + 16 * i, me.patience);
+        const uint4 x = look_until_there(x_t + at + 16 * i, me.patience);
         const float4 floats = make_float4(__uint_as_float(x.x), __uint_as_float(x.y),
                                           __uint_as_float(x.z), __uint_as_float(x.w));
         sum.x += dot(floats, first[i]);
@@ -77,16 +97,14 @@ __device__ inline void embed_actions(Block& me, const Ends& ends, const char* x_
 
 // Final norm, projection, guidance and Euler's step: a warp for one action of one row.
 // constants: the norm's scale and shift, and behind them the next step's. x_t: where that looks for
-// it; nullptr: there is none.
+// it; nullptr: there is none, and these are the result.
 __device__ inline void euler_step(Block& me, const Ends& ends, const float* constants,
                                   const float* gains, float t, float dt, const char* hidden,
                                   char* x_t) {
   if (x_t != nullptr) bring_near(constants + 2 * WIDTH, CONSTANTS, threadIdx.x);
   constexpr int PIECES = WIDTH / 256;  // of 8 columns, of a lane
-  // The last warps: the first ones embed what comes of it.
 #pragma unroll 1
-  for (int item = blockIdx.x + BLOCKS * (WARPS - 1 - me.warp); item < ROWS * ACTIONS;
-       item += BLOCKS * WARPS) {
+  for (int item = first_item(me); item < ROWS * ACTIONS; item += BLOCKS * WARPS) {
     const int row = item / ACTIONS, action = item % ACTIONS;
     float4 weights[2 * PIECES];
     float shifted = 0, scaled = 0, squares = 0;
@@ -120,10 +138,14 @@ __device__ inline void euler_step(Block& me, const Ends& ends, const float* cons
     float velocity = rsqrtf(squares / WIDTH + EPS) * scaled + over_warp(shifted) + bias;
     velocity -= gain * (wanted - (x - t * velocity));
     // A launch after a failure waits for nothing, and might find what is no NaN.
-    const float next = me.patience.left == 0 ? __uint_as_float(0x7fffffffu) : x - dt * velocity;
+    const float next = me.patience.left == 0 ? __uint_as_float(NO_NUMBER) : x - dt * velocity;
     if (me.lane == 0) {
-      ends.actions[item] = next;
-      if (x_t != nullptr) publish(x_t + 4 * item, __float_as_uint(next));
+      if (x_t != nullptr) {
+        ends.actions[item] = next;
+        publish(x_t + 4 * item, __float_as_uint(next));
+      } else {
+        ends.result[item] = next;
+      }
     }
   }
 }

@@ -37,8 +37,8 @@
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     expert_stack(const char* weights, const float* constants, const float* row_scales,
                  char* exchange, const char* keys, const char* values, const int* length_ptr,
-                 const float* cosines, const float* sines, float score_scale, float* actions,
-                 const float* target, const float* gains, const float* into, const float* into_bias,
+                 const float* cosines, const float* sines, float score_scale, const float* noise,
+                 float* actions, float* result, const float* target, const float* gains, const float* into, const float* into_bias,
                  const float* out, const float* out_bias, int steps, float dt, u32* failed,
                  long long* clocks) {
   extern __shared__ __align__(16) char shared[];
@@ -83,14 +83,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   layer.length = min(*length_ptr, KEYS - ROWS);
   layer.clocks = clocks;
   layer.constants = constants;
-  const Ends ends{into, into_bias, out, out_bias, target, actions};
+  const Ends ends{into, into_bias, out, out_bias, target, noise, actions, result};
   char* const x_t = exchange + SET + AT_ACTIONS;
 
+  begin_flow(me, ends, x_t);
 #pragma unroll 1
   while (true) {  // the stream counts the steps, which saves the register that would be spilled
-    const int to_come = stream.steps_to_come();
-    if (to_come == 0) break;
-    embed_actions(me, ends, to_come == steps ? nullptr : x_t, exchange + AT_X0);
+    if (stream.steps_to_come() == 0) break;
+    embed_actions(me, ends, x_t, exchange + AT_X0);
 #pragma unroll 1
     for (layer.index = 0; layer.index < LAYERS; layer.index++) {
       layer.set = exchange + (layer.index & 1) * SET;
