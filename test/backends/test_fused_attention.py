@@ -37,14 +37,14 @@ def on_a(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("capability", [(8, 9), (10, 0), (11, 0)])
 def test_other_gpus_are_said(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     on_a(capability, monkeypatch)
-    ops, note = fused_attention.attending_ops(GPU)
+    ops, note = fused_attention.attending_ops(GPU, None)
     assert ops == "triton"
     assert note.startswith("the prefix's attention by Triton") and "Hopper (9.0)" in note
 
 
 def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_trial.importlib.util, "find_spec", lambda name: None)
-    ops, note = fused_attention.attending_ops(GPU)
+    ops, note = fused_attention.attending_ops(GPU, None)
     assert ops == "triton"
     assert "cuda-core" in note
 
@@ -52,7 +52,7 @@ def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("error", [0.5, float("nan")])
 def test_a_trial_that_is_wrong_leaves_triton(error: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_attention, "_trial_error", lambda attention, device: error)
-    ops, note = fused_attention.attending_ops(GPU)
+    ops, note = fused_attention.attending_ops(GPU, None)
     assert ops == "triton"
     assert f"off by {error:.3g}" in note
 
@@ -62,7 +62,7 @@ def test_what_a_driver_refuses_leaves_triton(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("no such instruction")
 
     monkeypatch.setattr(fused_attention, "_trial_error", refused)
-    ops, note = fused_attention.attending_ops(GPU)
+    ops, note = fused_attention.attending_ops(GPU, None)
     assert ops == "triton"
     assert "RuntimeError: no such instruction" in note
 
@@ -73,7 +73,7 @@ def test_a_load_without_room_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(fused_attention, "_trial_error", full)
     with pytest.raises(torch.OutOfMemoryError):
-        fused_attention.attending_ops(GPU)
+        fused_attention.attending_ops(GPU, None)
 
 
 def test_a_trial_is_made_once_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,12 +81,12 @@ def test_a_trial_is_made_once_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
         "thor_policy_ros.backends.kernels.hopper_ops", reason="Triton is not installed"
     )
     trials = []
-    monkeypatch.setattr(hopper_ops, "HopperOps", lambda device, overlap: ("hopper", overlap))
+    monkeypatch.setattr(hopper_ops, "HopperOps", lambda *arguments: ("hopper", *arguments[1:]))
     monkeypatch.setattr(
         fused_attention, "_trial_error", lambda attention, device: trials.append(device) or 0.001
     )
     for _ in range(2):
-        ops, note = fused_attention.attending_ops(GPU)
-        assert ops == ("hopper", True)
+        ops, note = fused_attention.attending_ops(GPU, None)
+        assert ops == ("hopper", True, None)
         assert note == "the prefix's attention on Hopper's matrix instructions"
     assert trials == [GPU]

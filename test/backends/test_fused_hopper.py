@@ -18,6 +18,8 @@ from thor_policy_ros.backends.fused_network import Tools
 from thor_policy_ros.backends.fused_weights import take_weights
 from thor_policy_ros.backends.kernels import create_ops
 from thor_policy_ros.backends.kernels.capability import DeviceLimits
+from thor_policy_ros.backends.kernels.hopper_product import EPILOGUES
+from thor_policy_ros.backends.kernels.reference import ReferenceOps
 from thor_policy_ros.model.checkpoint import load_pi05
 
 GPU = torch.device("cuda", 0)
@@ -37,6 +39,8 @@ class Recorder:
         quantised, bias = more["quantise"] is not None, more["bias"]
         self.asked.append(self.code(x.shape[0], weight, epilogue, quantised, bias is not None))
         product = nn.functional.linear(x, weight, bias)
+        if epilogue == "rotated":
+            return ReferenceOps().split_qkv(product, *more["rotation"])
         if epilogue == "parts":
             return torch.stack((product * 0.25, product * 0.75)).float()
         if epilogue == "geglu":
@@ -122,6 +126,7 @@ def test_what_is_prepared_is_what_frames_ask_for(monkeypatch: pytest.MonkeyPatch
     """Every product of a frame, at its rows, is among the kernels compiled before."""
     recorder, compiled = Recorder(), set()
     monkeypatch.setattr(fused_hopper, "fits", lambda weight, epilogue: True)
+    monkeypatch.setattr(fused_hopper, "HEAD_DIM", toy_config().language.head_dim)
     monkeypatch.setattr(fused_hopper, "compile_all", compiled.update)
     ops = create_ops("reference", "cpu")
     tools = Tools(ops, FinishedProducts(ops, recorder), ("as recorded",))  # type: ignore[arg-type]
@@ -131,6 +136,7 @@ def test_what_is_prepared_is_what_frames_ask_for(monkeypatch: pytest.MonkeyPatch
         assert "as recorded" in backend.notes
         assert recorder.asked
         assert set(recorder.asked) <= compiled
+        assert {epilogue for *_, epilogue, _, _ in compiled} == set(EPILOGUES)
     finally:
         backend.close()
 
@@ -150,8 +156,9 @@ def test_sizes_without_a_kernel_go_to_cublas() -> None:
 def test_a_frame_of_finished_products_meets_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of sums, GELU and GEGLU arrive where the network adds them up."""
     monkeypatch.setattr(fused_hopper, "fits", lambda weight, epilogue: True)
-    ops = create_ops("reference", "cpu")
-    tools = Tools(ops, FinishedProducts(ops, Recorder()))  # type: ignore[arg-type]
+    monkeypatch.setattr(fused_hopper, "HEAD_DIM", toy_config().language.head_dim)
+    ops, recorder = create_ops("reference", "cpu"), Recorder()
+    tools = Tools(ops, FinishedProducts(ops, recorder))  # type: ignore[arg-type]
     actions = []
     for execution in (ON_CPU, replace(ON_CPU, make_tools=lambda: tools)):
         backend = fused_backend(execution)
@@ -159,3 +166,4 @@ def test_a_frame_of_finished_products_meets_the_plain_one(monkeypatch: pytest.Mo
         actions.append(torch.from_numpy(backend.denoise(prefix, toy_noise()[0].numpy(), 3)))
         backend.close()
     torch.testing.assert_close(actions[1], actions[0], rtol=0, atol=1e-5)
+    assert "rotated" in {epilogue for *_, epilogue, _, _ in recorder.asked}

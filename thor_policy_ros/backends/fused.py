@@ -131,8 +131,8 @@ def _gpu_tools(device: torch.device) -> Tools:
     from thor_policy_ros.backends.fused_attention import attending_ops
     from thor_policy_ros.backends.fused_hopper import FinishedProducts, finished_products
 
-    ops, of_attention = attending_ops(device)
     finished, of_products = finished_products(device)
+    ops, of_attention = attending_ops(device, finished)
     notes = (of_products, of_attention)
     if finished is None:
         return Tools(ops, DeviceProducts(ops, device_matmul), notes)

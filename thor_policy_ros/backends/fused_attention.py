@@ -9,22 +9,23 @@ from torch import Tensor
 
 from thor_policy_ros.backends.fused_trial import lacking, refused
 from thor_policy_ros.backends.kernels.hopper_attention import CODES, HopperAttention
+from thor_policy_ros.backends.kernels.hopper_product import HopperProducts
 from thor_policy_ros.backends.kernels.ops import Ops, create_ops, kernels_can_overlap
 from thor_policy_ros.backends.kernels.reference import ReferenceOps
 
 _WHAT = "the prefix's attention on Hopper's matrix instructions"
 
 
-def attending_ops(device: torch.device) -> tuple[Ops, str]:
+def attending_ops(device: torch.device, products: HopperProducts | None) -> tuple[Ops, str]:
     """Operations of a CUDA device, and a note of whose attention is in them, or why not Hopper's,
-    which must be right in a trial first."""
+    which must be right in a trial first. products: what patches may be multiplied by."""
     overlap = kernels_can_overlap(device)
     reason = lacking(_WHAT, device) or _refused(device)
     if reason:
         return create_ops("triton", device, overlap), f"the prefix's attention by Triton: {reason}"
     from thor_policy_ros.backends.kernels.hopper_ops import HopperOps
 
-    return HopperOps(device, overlap), _WHAT
+    return HopperOps(device, overlap, products), _WHAT
 
 
 @cache

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from thor_policy_ros.backends.fused_weights import FusedModel, Linear
 from thor_policy_ros.backends.kernels.reference import ReferenceOps
-from thor_policy_ros.backends.kernels.weights import Scaled, Weight
+from thor_policy_ros.backends.kernels.weights import Rotation, Scaled, Weight
 from thor_policy_ros.model.gemma import RMS_NORM_EPS
 
 PACKED_FROM = 1 << 19
@@ -56,6 +56,9 @@ class HostProducts:
     def geglu(self, x: Tensor, layer: Linear, quantise: Tensor | None) -> Tensor:
         assert quantise is None, "FP8 is for GPUs"
         return self.gated(x, layer.weight, None)
+
+    def rotated(self, x: Tensor, layer: Linear, rotation: Rotation) -> Tensor | None:
+        return None
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
         """x [...,K] times weight [N,K] transposed, plus bias; gelu_tanh of it if asked for."""

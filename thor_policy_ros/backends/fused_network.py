@@ -16,12 +16,13 @@ from thor_policy_ros.backends.fused_products import Products
 from thor_policy_ros.backends.fused_steps import StepConstants, StepTable
 from thor_policy_ros.backends.fused_weights import (
     ExpertWeights,
+    Linear,
     PrefixWeights,
     VisionWeights,
 )
 from thor_policy_ros.backends.kernels.expert_stack import ExpertStack
 from thor_policy_ros.backends.kernels.ops import Ops
-from thor_policy_ros.backends.kernels.weights import CameraImages
+from thor_policy_ros.backends.kernels.weights import CameraImages, Rotation
 
 LayerKV = tuple[Tensor, Tensor]
 """Keys and values [G,R,D] of one layer."""
@@ -83,13 +84,12 @@ def encode_prefix(tools: Tools, weights: PrefixWeights, x: Tensor, place: Place)
     Rows from the valid length on are padding, which no valid row sees.
     """
     (ops, products, _), first = tools, weights.layers[0]
-    tables = place.cos, place.sin, place.zero
     h = ops.rms_norm(x, first.norm1, quantise=first.qkv.input_scale)
     readers = [(layer.norm1, layer.qkv) for layer in weights.layers[1:]]
     readers.append((weights.last_norm, weights.last_kv))
     inner = zip(weights.layers, place.layers, readers, strict=False)
     for layer, (keys, values), (norm, reader) in inner:
-        q = ops.split_qkv(products.linear(h, layer.qkv), *tables, keys, values)
+        q = queries(tools, h, layer.qkv, place, (keys, values))
         attended = ops.prefix_attention(
             q, keys, values, place.length, quantise=layer.o.input_scale
         )  # fmt: skip
@@ -98,7 +98,14 @@ def encode_prefix(tools: Tools, weights: PrefixWeights, x: Tensor, place: Place)
         hidden = products.geglu(h, layer.gate_up, layer.down.input_scale)
         delta = products.delta(hidden, layer.down)
         h = ops.rms_norm(x, norm, delta=delta, quantise=reader.input_scale)
-    ops.split_qkv(products.linear(h, weights.last_kv), *tables, *place.layers[-1])
+    queries(tools, h, weights.last_kv, place, place.layers[-1])
+
+
+def queries(tools: Tools, h: Tensor, layer: Linear, place: Place, kv: LayerKV) -> Tensor:
+    """The product's queries [P,heads,D]; its keys and values go to `kv`."""
+    rotation = Rotation(place.cos, place.sin, place.zero, *kv)
+    q = tools.products.rotated(h, layer, rotation)
+    return tools.ops.split_qkv(tools.products.linear(h, layer), *rotation) if q is None else q
 
 
 def expert_hidden(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from thor_policy_ros.backends.fused_weights import FusedModel, Linear
 from thor_policy_ros.backends.kernels.ops import Ops
+from thor_policy_ros.backends.kernels.weights import Rotation
 
 BiasedMatmul = Callable[[Tensor, Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 """`fp8.ScaledMatmul` with a bias [N], or None, that is added before the result is rounded."""
@@ -40,6 +41,10 @@ class Products(Protocol):
 
     def geglu(self, x: Tensor, layer: Linear, quantise: Tensor | None) -> Tensor:
         """gelu_tanh of the first half of `linear`, times the second: [...,M]."""
+        ...
+
+    def rotated(self, x: Tensor, layer: Linear, rotation: Rotation) -> Tensor | None:
+        """`Ops.split_qkv` of `linear`: queries. None: it is left to that operation."""
         ...
 
 
@@ -71,6 +76,9 @@ class DeviceProducts:
 
     def geglu(self, x: Tensor, layer: Linear, quantise: Tensor | None) -> Tensor:
         return self._ops.geglu(self.linear(x, layer), quantise=quantise)
+
+    def rotated(self, x: Tensor, layer: Linear, rotation: Rotation) -> Tensor | None:
+        return None
 
     def _quantised(self, x: Tensor, layer: Linear, bias: Tensor | None) -> Tensor:
         assert layer.input_scale is not None and layer.weight_scale is not None

@@ -20,10 +20,10 @@ from thor_policy_ros.backends.kernels.hopper_product import (
     CAPABILITY,
     EPILOGUES,
     MOST_SUMS,
+    MOST_SUMS_BESIDE,
     SHARED_MEMORY,
     SOURCE,
     Code,
-    Epilogue,
     HopperProducts,
     Tiling,
     compiled,
@@ -32,6 +32,9 @@ from thor_policy_ros.backends.kernels.hopper_product import (
     tiling_for,
     weight_rows,
 )
+from thor_policy_ros.backends.kernels.hopper_tables import HEAD_DIM, Epilogue, Tables, tables_of
+from thor_policy_ros.backends.kernels.reference import ReferenceOps
+from thor_policy_ros.backends.kernels.weights import Rotation, rope_halves
 
 MULTIPROCESSORS = 132
 SIZES = {  # N, K, epilogue
@@ -67,7 +70,8 @@ def test_a_cut_fits_a_multiprocessor(
     found = tiling_for(tokens, rows, steps, epilogue, MULTIPROCESSORS)
     assert found.tokens % 8 == 0
     assert 8 <= found.tokens <= 256, "of the matrix units' instruction"
-    assert found.high * found.tokens <= MOST_SUMS
+    beside = epilogue in ("placed", "rotated")
+    assert found.high * found.tokens <= (MOST_SUMS_BESIDE if beside else MOST_SUMS)
     assert found.stages >= 3
     assert found.stages * found.stage_bytes < SHARED_MEMORY
     assert found.splits == 1 or epilogue == "parts"
@@ -102,8 +106,7 @@ def test_down_in_e4m3_has_half_the_parts_that_a_norm_must_add() -> None:
 def test_a_threads_features_lie_side_by_side(high: int, gated: bool) -> None:
     """Boxes as the kernel asks for them, rows as the matrix units hand them out."""
     rows = 2 * 512 if gated else 384
-    weight = torch.arange(rows)[:, None].expand(rows, 16).to(torch.int16).contiguous()
-    view = weight_rows(weight.view(torch.bfloat16), high, gated)
+    view = weight_rows(numbered(rows), high, 512 if gated else None)
     assert view.shape[1:] == (4, 2, 8, 32)
     assert all(stride % 16 == 0 for stride in view.stride()[:-1]), "the copy engine's rule"
     run = high if gated else 2 * high
@@ -121,7 +124,67 @@ def test_a_threads_features_lie_side_by_side(high: int, gated: bool) -> None:
                     assert int(box[row]) == wanted
 
 
+def numbered(rows: int) -> Tensor:
+    """Each row's number, in every column."""
+    weight = torch.arange(rows)[:, None].expand(rows, 16).to(torch.int16).contiguous()
+    return weight.view(torch.bfloat16)
+
+
+@pytest.mark.parametrize("high", [1, 2])
+def test_both_halves_of_a_head_meet_in_a_thread(high: int) -> None:
+    heads, half = 4, HEAD_DIM // 2
+    view = weight_rows(numbered(heads * HEAD_DIM), high, half)
+    features = 64 * high
+    for tile in range(heads * half // features):
+        for group in range(2):
+            for b in range(high):
+                own = tile * features + group * 32 * high + b
+                start = own // half * HEAD_DIM + own % half
+                box = view[start].reshape(64, 32).contiguous().view(torch.int16)[:, 0]
+                for row in range(64):
+                    warp, second, lane = row // 16, row // 8 % 2, row % 8
+                    pair = tile * features + ((group * 4 + warp) * 8 + lane) * high + b
+                    wanted = pair // half * HEAD_DIM + pair % half + second * half
+                    assert int(box[row]) == wanted
+    assert len(view) == start + 1, "the last box ends with the weights"
+
+
+def rotation_of(groups: int, rows: int, device: str = "cpu") -> Rotation:
+    tables = rope_halves(rows, HEAD_DIM, torch.device(device))
+    start = torch.zeros(1, dtype=torch.int32, device=device)
+    keys, values = torch.zeros(2, groups, rows, HEAD_DIM, device=device).bfloat16()
+    return Rotation(*tables, start, keys, values)
+
+
+def test_what_an_end_takes_is_where_it_looks_for_it() -> None:
+    places, rotation = torch.zeros(20, 256), rotation_of(2, 30)
+    assert tables_of("plain", 256, None, None) == Tables()
+    assert tables_of("placed", 256, places, None) == Tables(places.data_ptr(), 20)
+    found = tables_of("rotated", 6 * HEAD_DIM // 2, None, rotation)
+    pointers = (t.data_ptr() for t in (rotation.sin, *rotation[2:]))
+    assert found == Tables(rotation.cos.data_ptr(), 0, *pointers, 2, 2, 30, 30 * HEAD_DIM)
+
+
+def test_an_end_without_what_it_takes_is_refused() -> None:
+    rotation = rotation_of(1, 30)
+    for epilogue, features, places, turned, match in (
+        ("placed", 256, None, None, "it wants some"),
+        ("plain", 256, torch.zeros(2, 256), None, "places are for 'placed'"),
+        ("placed", 256, torch.zeros(2, 255), None, r"wanted places f32\[P,256\]"),
+        ("placed", 256, torch.zeros(2, 256).bfloat16(), None, r"wanted places f32\[P,256\]"),
+        ("rotated", 256, None, None, "it wants one"),
+        ("gelu", 256, None, rotation, "a rotation is for 'rotated'"),
+        ("rotated", 128, None, rotation, "at most 0 groups"),
+        ("rotated", 256, None, rotation._replace(keys=torch.zeros(1, 30, 128)), "wanted keys"),
+        ("rotated", 256, None, rotation._replace(keys=torch.zeros(1, 30, 256)), "bfloat16 keys"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            tables_of(epilogue, features, places, turned)  # type: ignore[arg-type]
+
+
 def test_weights_that_no_kernel_is_for() -> None:
+    assert fits(torch.zeros(768, 64, dtype=torch.bfloat16), "rotated")
+    assert not fits(torch.zeros(640, 64, dtype=torch.bfloat16), "rotated"), "whole heads"
     assert fits(torch.zeros(256, 64, dtype=torch.bfloat16), "plain")
     assert fits(torch.zeros(512, 64, dtype=torch.bfloat16), "geglu")
     assert not fits(torch.zeros(256, 64, dtype=torch.bfloat16), "geglu")
@@ -150,6 +213,10 @@ CODES = [
     Code(176, 1, 5, False, "gelu", False, True),
     Code(176, 1, 5, True, "gelu", True, True),
     Code(128, 1, 7, False, "plain", False, True),
+    Code(64, 1, 9, False, "placed", False, False),
+    Code(96, 1, 8, True, "rotated", False, False),
+    Code(96, 1, 8, False, "rotated", False, False),
+    Code(64, 2, 5, True, "rotated", False, False),
 ]
 
 
@@ -168,10 +235,13 @@ def test_machine_code(code: Code, tmp_path: Path) -> None:
 
 
 def test_the_launch_gives_what_the_kernel_takes() -> None:
-    """Two maps, five pointers, six sizes."""
+    """Two maps, five pointers, six sizes, and `Tables`."""
     signature = SOURCE.read_text().split("hopper_product(", 1)[1].split(")", 1)[0]
     kinds = [part.split()[0 if "TensorMap" not in part else 2] for part in signature.split(",")]
-    assert kinds == ["TensorMap"] * 2 + ["void*"] + ["const"] * 4 + ["int"] * 6
+    tables = ["const", "int", "const", "const", "unsigned", "unsigned", "int", "int", "int", "long"]
+    assert kinds == ["TensorMap"] * 2 + ["void*"] + ["const"] * 4 + ["int"] * 6 + tables
+    names = [part.split()[-1].lstrip("*") for part in signature.split(",")]
+    assert names[-len(tables) :] == list(Tables._fields)
 
 
 def disassembled(code: bytes, folder: Path) -> str:
@@ -243,7 +313,7 @@ def error_of(got: Tensor, wanted: Tensor) -> float:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize("epilogue", EPILOGUES)
+@pytest.mark.parametrize("epilogue", ["plain", "gelu", "geglu", "parts"])
 @pytest.mark.parametrize(
     ("tokens", "rows", "inputs"),
     [
@@ -265,6 +335,56 @@ def test_products(
         assert error_of(got.double().sum(0), case.wanted()) < (2e-3 if fp8 else 1e-5)
     else:
         assert error_of(got, case.wanted()) < (4e-3 if fp8 else 2.5e-3), "rounding of bfloat16"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("tiling", [None, Tiling(8, 1), Tiling(40, 2)], ids=str)
+@pytest.mark.parametrize(("images", "tokens"), [(1, 256), (3, 256), (2, 21)])
+def test_every_image_gets_the_places(
+    hopper: HopperProducts, images: int, tokens: int, tiling: Tiling | None, fp8: bool
+) -> None:
+    case = Case(images * tokens, 1152, 1792, "placed", fp8)
+    places = torch.randn(tokens, 1152, device="cuda")
+    out = torch.full((images * tokens, 1152), torch.nan, device="cuda").bfloat16()
+    got = case.run(hopper, places=places, out=out, tiling=tiling)
+    wanted = case.wanted() + places.double().repeat(images, 1)
+    assert error_of(got, wanted) < (4e-3 if fp8 else 2.5e-3), "rounding of bfloat16"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("tiling", [None, Tiling(8, 1), Tiling(88, 2), Tiling(176, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "heads", "groups", "start"),
+    [(544, 8, 1, 0), (968, 8, 1, 0), (1, 8, 1, 0), (40, 0, 1, 0), (77, 3, 2, 5), (30, 2, 1, 975)],
+)
+def test_heads_are_rotated_and_go_where_they_are_read(
+    hopper: HopperProducts,
+    tokens: int,
+    heads: int,
+    groups: int,
+    start: int,
+    tiling: Tiling | None,
+    fp8: bool,
+) -> None:
+    """Rows of the caches outside the tokens' stay as they are; what does not fit is dropped."""
+    case = Case(tokens, (heads + 2 * groups) * HEAD_DIM, 2048, "rotated", fp8)
+    longer = rotation_of(groups, 1005, "cuda")
+    longer.start.fill_(start)
+    exact = longer._replace(keys=longer.keys.double(), values=longer.values.double())
+    keys, values = torch.full((2, groups, 980, HEAD_DIM), 7.0, device="cuda").bfloat16()
+    rotation = longer._replace(keys=keys, values=values)
+    wanted = ReferenceOps().split_qkv(case.wanted(), *exact)
+    q = torch.full((tokens, heads, HEAD_DIM), torch.nan, device="cuda").bfloat16()
+    got = case.run(hopper, rotation=rotation, out=q, tiling=tiling)
+    limit = 4e-3 if fp8 else 2.5e-3
+    own = slice(start, min(start + tokens, 980))
+    pairs = [(a[:, own], b[:, own]) for a, b in zip(rotation[3:], exact[3:], strict=True)]
+    for found, meant in [(got, wanted), *pairs] if heads else pairs:
+        assert error_of(found, meant) < limit, "rounding of bfloat16"
+    for found in rotation[3:]:
+        assert bool((found[:, :start] == 7).all()) and bool((found[:, start + tokens :] == 7).all())
 
 
 @pytest.mark.gpu

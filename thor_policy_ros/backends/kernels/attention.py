@@ -17,9 +17,12 @@ from torch import Tensor
 
 from thor_policy_ros.backends.fp8 import E4M3
 from thor_policy_ros.backends.kernels.overlap import wait_for_previous
-from thor_policy_ros.backends.kernels.rope import group_stride
 from thor_policy_ros.backends.kernels.rounding import store
-from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
+from thor_policy_ros.backends.kernels.target import (
+    KernelTarget,
+    group_stride,
+    require_contiguous,
+)
 from thor_policy_ros.backends.kernels.tiles import (
     AttentionTiles,
     ceil_div,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from thor_policy_ros.backends.kernels.activations import gelu_tanh
 from thor_policy_ros.backends.kernels.overlap import wait_for_previous
-from thor_policy_ros.backends.kernels.rope import group_stride, load_rotation, store_rotated
+from thor_policy_ros.backends.kernels.rope import load_rotation, store_rotated
 from thor_policy_ros.backends.kernels.small_gemm import (
     accumulate,
     k_range,
@@ -26,7 +26,11 @@ from thor_policy_ros.backends.kernels.small_gemm import (
     split_scratch,
     summed_over_splits,
 )
-from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
+from thor_policy_ros.backends.kernels.target import (
+    KernelTarget,
+    group_stride,
+    require_contiguous,
+)
 from thor_policy_ros.backends.kernels.tiles import GemmTiles, ceil_div, power_of_2
 from thor_policy_ros.backends.kernels.weights import Scaled, Weight
 from thor_policy_ros.model.gemma import RMS_NORM_EPS

@@ -1,10 +1,12 @@
 """Products of many tokens on Hopper, with what follows each in the same kernel
-(cuda_source/hopper_product.cu): bias, GELU, GEGLU, rounding to E4M3, or parts of a sum over K.
+(cuda_source/hopper_product.cu): bias, GELU, GEGLU, rounding to E4M3, parts of a sum over K, places
+of patches, or RoPE and where keys and values are read.
 
 cuBLAS lends neither its tiles' last step nor the time before the kernel in front ends: here weights
 are asked for before that, and the results leave finished.
 
-Letters: T tokens, K inputs, N rows of weights, F columns of the result (N, or N/2 behind GEGLU).
+Letters: T tokens, K inputs, N rows of weights, F columns of the result (N, or N/2 behind GEGLU),
+G kv heads, D head dim.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from thor_policy_ros.backends.fp8 import E4M3
+from thor_policy_ros.backends.kernels.hopper_tables import HEAD_DIM, Epilogue, tables_of
 from thor_policy_ros.backends.kernels.target import require_contiguous
 from thor_policy_ros.backends.kernels.tiles import ceil_div
+from thor_policy_ros.backends.kernels.weights import Rotation
 
 SOURCE = Path(__file__).parent / "cuda_source" / "hopper_product.cu"
 CAPABILITY = (9, 0)
@@ -31,6 +35,8 @@ GROUPS = 2
 THREADS = 128 * (GROUPS + 1)
 MOST_SUMS = 384
 """Tokens times `Tiling.high`: of which a thread's registers hold half as many sums."""
+MOST_SUMS_BESIDE = 176
+"""Where they hold as many numbers out of tables."""
 MOST_PARTS = 8
 LEAST_FEATURES = 256
 """Of a tile with most of them."""
@@ -53,8 +59,10 @@ _FEW = 24
 _BESIDE_SUMS = 56
 """Registers beside the sums."""
 
-Epilogue = Literal["plain", "gelu", "geglu", "parts"]
-EPILOGUES: tuple[Epilogue, ...] = ("plain", "gelu", "geglu", "parts")
+EPILOGUES: tuple[Epilogue, ...] = ("plain", "gelu", "geglu", "parts", "placed", "rotated")
+_HALVED = ("geglu", "rotated")
+"""Of which two rows of weights make one feature."""
+_WITH_TABLES = ("placed", "rotated")
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,8 @@ class Code:
     @property
     def _many(self) -> int:
         """Registers of a thread that multiplies: in steps that registers are given in."""
-        wanted = max(96, self.high * self.tokens // 2 + _BESIDE_SUMS)
+        held = 2 if self.epilogue in _WITH_TABLES else 1
+        wanted = max(96, held * self.high * self.tokens // 2 + _BESIDE_SUMS)
         return min(240, ceil_div(wanted, 24) * 24)
 
     @property
@@ -123,11 +132,12 @@ def tiling_for(
     tokens: int, rows: int, steps: int, epilogue: Epilogue, multiprocessors: int
 ) -> Tiling:
     """The cut that should take the least time: multiplying, bringing and ending, in clocks."""
+    most = MOST_SUMS_BESIDE if epilogue in _WITH_TABLES else MOST_SUMS
     cuts = (
         Tiling(8 * n, high, splits)
         for high in ((2,) if epilogue == "geglu" else (1, 2))
-        for n in range(8, 33)
-        if 8 * n * high <= MOST_SUMS
+        for n in range(5 if epilogue == "placed" else 8, 33)
+        if 8 * n * high <= most
         for splits in range(1, 1 + (min(MOST_PARTS, steps) if epilogue == "parts" else 1))
     )
     return min(cuts, key=lambda cut: _clocks(cut, tokens, rows, steps, epilogue, multiprocessors))
@@ -223,17 +233,19 @@ def _kernel_of(code: Code, index: int) -> _Kernel:
     return _Kernel(code, index)
 
 
-def weight_rows(weight: Tensor, high: int, gated: bool) -> Tensor:
+def weight_rows(weight: Tensor, high: int, apart: int | None) -> Tensor:
     """A view of weights [N,K] as the copy engine takes them: u8[places,4,2,8,K bytes], of which a
     box is all but the first. Its 64 rows are, for each warp and each of its lanes' rows, what lies
-    side by side in the result (see the source); a place is a pair of rows (gated: a feature).
+    side by side in the result (see the source).
+
+    apart: how many rows lie between the two that make a feature, and a place is a row; None: each
+    row makes one, and a place is a pair of them.
     """
     data = weight.view(torch.uint8)
     rows, width = data.shape
-    if gated:
-        hidden = rows // 2
-        sizes = (hidden - 31 * high, 4, 2, 8, width)
-        strides = (width, 8 * high * width, hidden * width, high * width, 1)
+    if apart is not None:
+        sizes = (rows - apart - 31 * high, 4, 2, 8, width)
+        strides = (width, 8 * high * width, apart * width, high * width, 1)
     else:
         sizes = ((rows - 64 * high) // 2 + high, 4, 2, 8, width)
         strides = (2 * width, 16 * high * width, width, 2 * high * width, 1)
@@ -257,6 +269,8 @@ def _map_of(view: Tensor, box: tuple[int, ...]) -> Any:
 def fits(weight: Tensor, epilogue: Epilogue) -> bool:
     """Whether there is a kernel for products with this weight [N,K]."""
     rows = weight.shape[0] // (2 if epilogue == "geglu" else 1)
+    if epilogue == "rotated" and weight.shape[0] % HEAD_DIM:
+        return False
     return (
         weight.dtype in (torch.bfloat16, E4M3)
         and weight.shape[1] * weight.element_size() % 16 == 0
@@ -272,7 +286,7 @@ class HopperProducts:
         torch.cuda.init()
         self._index = torch.cuda.current_device() if device.index is None else device.index
         self._multiprocessors = multiprocessors
-        self._weights: dict[tuple[int, int, bool], Any] = {}
+        self._weights: dict[tuple[int, int, int | None], Any] = {}
 
     def code(
         self, tokens: int, weight: Tensor, epilogue: Epilogue, quantised: bool, biased: bool
@@ -290,27 +304,36 @@ class HopperProducts:
         input_scale: Tensor | None = None,
         weight_scale: Tensor | None = None,
         quantise: Tensor | None = None,
+        places: Tensor | None = None,
+        rotation: Rotation | None = None,
         out: Tensor | None = None,
         tiling: Tiling | None = None,
     ) -> Tensor:
         """x [T,K] and weight [N,K], bfloat16 or both E4M3 with scales f32[]; bias bf16[N].
 
         Returns [T,F]; of "parts" f32[splits,T,F], whose sum is meant. The weight must stay where
-        it is. tiling: instead of the one that follows from the sizes.
+        it is. places: of "placed", f32[P,F], which tokens are given in turns. rotation: of
+        "rotated", whose rows of weights are heads of D, queries before G keys and G values;
+        returns queries [T,heads,D] (no rows of queries: nothing is in it). tiling: instead of the
+        one that follows from the sizes.
         """
-        require_contiguous(x=x, weight=weight, bias=bias, out=out)
+        require_contiguous(x=x, weight=weight, bias=bias, places=places, out=out)
         if not fits(weight, epilogue) or x.dtype != weight.dtype or x.ndim != 2:
             raise ValueError(
                 f"no kernel for {epilogue!r} of {x.dtype} {list(x.shape)} and {weight.dtype}"
                 f" {list(weight.shape)}: it wants [T,K] and [N,K], both bfloat16 or E4M3, rows of a"
                 f" multiple of 16 bytes, and {LEAST_FEATURES} features or more, a multiple of 8"
             )
-        tokens, rows, gated = x.shape[0], weight.shape[0], epilogue == "geglu"
-        features = rows // 2 if gated else rows
+        tokens, rows = x.shape[0], weight.shape[0]
+        features = rows // 2 if epilogue in _HALVED else rows
+        tables = tables_of(epilogue, features, places, rotation)
         t = tiling or self._tiling(tokens, weight, epilogue)
         code = _code_of(t, weight, epilogue, quantise is not None, bias is not None)
         if out is None:
-            shape = (t.splits, tokens, features) if epilogue == "parts" else (tokens, features)
+            shape = {
+                "parts": (t.splits, tokens, features),
+                "rotated": (tokens, tables.queries, HEAD_DIM),
+            }.get(epilogue, (tokens, features))
             dtype = torch.float32 if epilogue == "parts" else torch.bfloat16
             dtype = dtype if quantise is None else E4M3
             out = torch.empty(shape, device=x.device, dtype=dtype)
@@ -322,10 +345,11 @@ class HopperProducts:
         )
         _kernel_of(code, self._index).launch(
             blocks,
-            self._map(weight, t.high, gated),
+            self._map(weight, t.high, _apart(weight, epilogue)),
             _map_of(x.view(torch.uint8), (t.tokens, STEP_BYTES)),
             *pointers,
             *(tokens, features, token_tiles, feature_tiles, t.splits, _steps(weight)),
+            *tables,
         )
         return out
 
@@ -333,12 +357,19 @@ class HopperProducts:
         rows, steps = weight.shape[0], _steps(weight)
         return tiling_for(tokens, rows, steps, epilogue, self._multiprocessors)
 
-    def _map(self, weight: Tensor, high: int, gated: bool) -> Any:
-        key = (weight.data_ptr(), high, gated)
+    def _map(self, weight: Tensor, high: int, apart: int | None) -> Any:
+        key = (weight.data_ptr(), high, apart)
         if key not in self._weights:
-            view = weight_rows(weight, high, gated)
+            view = weight_rows(weight, high, apart)
             self._weights[key] = _map_of(view, (1, 4, 2, 8, STEP_BYTES))
         return self._weights[key]
+
+
+def _apart(weight: Tensor, epilogue: Epilogue) -> int | None:
+    """See `weight_rows`."""
+    if epilogue == "geglu":
+        return weight.shape[0] // 2
+    return HEAD_DIM // 2 if epilogue == "rotated" else None
 
 
 def _code_of(t: Tiling, weight: Tensor, epilogue: Epilogue, quantised: bool, biased: bool) -> Code:

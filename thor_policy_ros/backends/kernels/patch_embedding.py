@@ -115,15 +115,42 @@ def embed_patches(
     dtype: torch.dtype,
 ) -> Tensor:
     """`Ops.embed_patches`."""
-    require_contiguous(images=images.tensor, weight=weight, offset=offset)
+    require_contiguous(weight=weight, offset=offset)
+    patches = cut_patches(target, images, weight, len(offset))
+    rows, (tokens, width) = len(patches), offset.shape
+    split = weight.dtype == torch.bfloat16
+    out = torch.empty((rows, width), device=weight.device, dtype=dtype)
+    target.launch(
+        place_patches_kernel,
+        (ceil_div(rows, BLOCK_M), ceil_div(width, BLOCK_N)),
+        patches,
+        weight,
+        offset,
+        out,
+        rows,
+        width,
+        COLUMNS=weight.shape[1],
+        TOKENS=tokens,
+        BLOCK_M=BLOCK_M,
+        BLOCK_N=BLOCK_N,
+        BLOCK_K=64 if split else 32,
+        num_warps=4,
+        num_stages=4,
+        **target.overlap_options,
+    )
+    return out
+
+
+def cut_patches(target: KernelTarget, images: CameraImages, weight: Tensor, tokens: int) -> Tensor:
+    """[V*tokens,C]: rows for a product with the weight [W,C], of its dtype, as `Ops.embed_patches`
+    says of the weight's columns."""
+    require_contiguous(images=images.tensor)
     cameras, _, size, _ = images.tensor.shape
-    (tokens, width), stride = offset.shape, weight.shape[1]
-    grid = math.isqrt(tokens)
-    patch, rows = size // grid, cameras * tokens
+    stride, grid = weight.shape[1], math.isqrt(tokens)
+    patch = size // grid
     split = weight.dtype == torch.bfloat16
     parts = PATCH_PARTS if split else 1
-    patches = torch.empty((rows, stride), device=weight.device, dtype=weight.dtype)
-    out = torch.empty((rows, width), device=weight.device, dtype=dtype)
+    patches = torch.empty((cameras * tokens, stride), device=weight.device, dtype=weight.dtype)
     target.launch(
         cut_patches_kernel,
         (ceil_div(3 * size * size, PIXELS), cameras),
@@ -139,22 +166,4 @@ def embed_patches(
         num_warps=4,
         **target.overlap_options,
     )
-    target.launch(
-        place_patches_kernel,
-        (ceil_div(rows, BLOCK_M), ceil_div(width, BLOCK_N)),
-        patches,
-        weight,
-        offset,
-        out,
-        rows,
-        width,
-        COLUMNS=stride,
-        TOKENS=tokens,
-        BLOCK_M=BLOCK_M,
-        BLOCK_N=BLOCK_N,
-        BLOCK_K=64 if split else 32,
-        num_warps=4,
-        num_stages=4,
-        **target.overlap_options,
-    )
-    return out
+    return patches

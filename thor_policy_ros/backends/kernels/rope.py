@@ -8,7 +8,11 @@ import triton.language as tl
 from torch import Tensor
 
 from thor_policy_ros.backends.kernels.overlap import wait_for_previous
-from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
+from thor_policy_ros.backends.kernels.target import (
+    KernelTarget,
+    group_stride,
+    require_contiguous,
+)
 from thor_policy_ros.backends.kernels.tiles import ceil_div, power_of_2
 
 ROWS = 4
@@ -155,14 +159,3 @@ def split_qkv(
         **target.overlap_options,
     )
     return out
-
-
-def group_stride(keys: Tensor, values: Tensor) -> int:
-    """Elements from one kv head to the next in keys and values [G,R,D], which must agree."""
-    wanted = (keys.shape[2], 1)
-    if keys.stride() != values.stride() or keys.stride()[1:] != wanted:
-        raise ValueError(
-            f"keys and values want the same strides and contiguous rows, got {keys.stride()} and"
-            f" {values.stride()}"
-        )
-    return int(keys.stride(0))

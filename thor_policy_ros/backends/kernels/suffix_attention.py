@@ -15,9 +15,12 @@ import triton.language as tl
 from torch import Tensor
 
 from thor_policy_ros.backends.kernels.overlap import wait_for_previous
-from thor_policy_ros.backends.kernels.rope import group_stride
 from thor_policy_ros.backends.kernels.small_gemm import arrive_last, tile_offsets
-from thor_policy_ros.backends.kernels.target import KernelTarget, require_contiguous
+from thor_policy_ros.backends.kernels.target import (
+    KernelTarget,
+    group_stride,
+    require_contiguous,
+)
 from thor_policy_ros.backends.kernels.tiles import (
     LEAST_ROWS,
     SuffixTiles,

@@ -88,3 +88,14 @@ def parts_of(x: Tensor, delta: Tensor | None) -> int:
             f"wanted a delta of {list(x.shape)}, or parts of it, got {list(delta.shape)}"
         )
     return delta.shape[0]
+
+
+def group_stride(keys: Tensor, values: Tensor) -> int:
+    """Elements from one kv head to the next in keys and values [G,R,D], which must agree."""
+    wanted = (keys.shape[2], 1)
+    if keys.stride() != values.stride() or keys.stride()[1:] != wanted:
+        raise ValueError(
+            f"keys and values want the same strides and contiguous rows, got {keys.stride()} and"
+            f" {values.stride()}"
+        )
+    return int(keys.stride(0))

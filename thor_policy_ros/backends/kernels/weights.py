@@ -30,6 +30,17 @@ class Weight(NamedTuple):
         return values if self.scale is None else values * self.scale[:, None]
 
 
+class Rotation(NamedTuple):
+    """What RoPE turns by, and where keys and values go: cos, sin f32[R,D/2] of all positions, start
+    i32[1] of the first row, keys and values [G,R,D]."""
+
+    cos: Tensor
+    sin: Tensor
+    start: Tensor
+    keys: Tensor
+    values: Tensor
+
+
 class CameraImages(NamedTuple):
     """Images f32[V,3,S,S]. addresses: i64[V], of each image f32[3,S,S], which then may lie anywhere
     that the device reads, in the host's pinned memory too; None: they lie in `tensor`."""
