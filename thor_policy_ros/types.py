@@ -58,11 +58,12 @@ class Observation:
 class ModelInputs:
     """One observation as the model takes it (no batch axis).
 
-    images: f32[V,3,S,S] in [-1,1]; image_mask: bool[V], false where a camera is missing;
+    images: pixels u8[V,3,S,S], or what they stand for, f32[V,3,S,S] in [-1,1]
+    (`model.pixels.in_model_range`); image_mask: bool[V], false where a camera is missing;
     tokens: i32[L], right-padded with 0; token_mask: bool[L].
     """
 
-    images: F32
+    images: U8 | F32
     image_mask: Bool
     tokens: I32
     token_mask: Bool

@@ -28,6 +28,7 @@ from thor_policy_ros.backends.pytorch import PyTorchBackend
 from thor_policy_ros.backends.registry import BACKENDS, availability, create_backend
 from thor_policy_ros.model.checkpoint import load_pi05
 from thor_policy_ros.model.image_memory import image_array, is_pinned
+from thor_policy_ros.model.pixels import PIXEL
 from thor_policy_ros.types import Guidance, ModelInputs
 
 pytestmark = [
@@ -81,19 +82,22 @@ def test_no_frame_captures_anything_after_warmup() -> None:
 
 
 def test_images_in_pinned_memory_are_read_where_they_lie() -> None:
-    """And give what copied ones give, to the bit, frame after frame."""
+    """And give what copied ones give, to the bit, frame after frame; pixels, and the numbers that
+    they stand for."""
     backend = engine(torch.bfloat16, 20)
-    for shift in (0.0, 0.25, -0.5):
+    random = np.random.default_rng(3)
+    for _ in range(3):
         given = varied(20, (True, False, True))
-        images = np.clip(given.images + np.float32(shift), -1, 1)
-        pinned = image_array(images.shape)
-        pinned[:] = images
-        assert is_pinned(pinned) and not is_pinned(images)
-        results = [
+        pixels = image_array(given.images.shape)
+        pixels[:] = random.integers(0, 256, pixels.shape, np.uint8)
+        numbers = PIXEL[pixels]
+        pinned = torch.from_numpy(numbers).pin_memory().numpy()
+        assert is_pinned(pixels) and is_pinned(pinned) and not is_pinned(numbers)
+        first, *others = (
             backend.denoise(backend.prefill(replace(given, images=seen), 0.0), NOISE, 3)
-            for seen in (images, pinned)
-        ]
-        assert np.array_equal(*results)
+            for seen in (numbers, pinned, pixels, pixels.copy())
+        )
+        assert all(np.array_equal(first, other) for other in others)
 
 
 def test_a_frame_waits_for_the_device_at_most_once() -> None:

@@ -10,7 +10,7 @@ from thor_policy_ros.model.image_memory import image_array, is_pinned
 def test_without_a_gpu_it_is_plain_memory() -> None:
     made = image_array((2, 3, 4, 4))
     assert made.shape == (2, 3, 4, 4)
-    assert made.dtype == np.float32
+    assert made.dtype == np.uint8
     assert not is_pinned(made)
 
 

@@ -18,8 +18,9 @@ from thor_policy_ros.model import aloha
 from thor_policy_ros.model.config import PolicyConfig
 from thor_policy_ros.model.named_configs import NAMED
 from thor_policy_ros.model.norm_stats import NormStats, load_norm_stats
+from thor_policy_ros.model.pixels import PIXEL
 from thor_policy_ros.model.tokenizer import PromptTokenizer
-from thor_policy_ros.model.transforms import PIXEL, Preprocessor, resize_with_pad
+from thor_policy_ros.model.transforms import Preprocessor, resize_with_pad
 from thor_policy_ros.types import Observation
 
 RESIZED = np.load(GOLDEN / "preprocess" / "resize.npz")
@@ -73,9 +74,9 @@ def test_a_present_camera_fills_its_slot_and_a_missing_one_is_black_and_masked(
     one = dataclasses.replace(seen, images={"left_wrist_0_rgb": image})
     inputs = preprocessor(TINY, tokenizer)(one)
     assert inputs.image_mask.tolist() == [False, True]
-    assert (inputs.images[0] == -1).all()
-    assert np.array_equal(inputs.images[1], PIXEL[image].transpose(2, 0, 1))
-    assert inputs.images.dtype == np.float32 and inputs.tokens.dtype == np.int32
+    assert (inputs.images[0] == 0).all()
+    assert np.array_equal(inputs.images[1], image.transpose(2, 0, 1))
+    assert inputs.images.dtype == np.uint8 and inputs.tokens.dtype == np.int32
 
 
 def test_the_normalised_state_is_in_the_prompt_where_the_config_says_so(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from support.fake_policy import HORIZON, Clock, FakePolicy, policy_config
 from support.motion import assert_limits_kept, joint_limits
 
+from thor_policy_ros.model.pixels import in_model_range
 from thor_policy_ros.runtime.executor import ChunkExecutor, Command
 from thor_policy_ros.runtime.latest_frames import LatestFrames, NotReady
 from thor_policy_ros.runtime.policy_runner import PolicyRunner
@@ -40,7 +41,7 @@ def plan(towards: F32, state: F32) -> F32:
 
 def see_goal(inputs: ModelInputs, noise: F32) -> F32:
     """The goal that the prefix shows; a millimetre of noise, as a flow would leave."""
-    return inputs.images[0, 0, 0, 0] + 0.001 * np.tanh(noise)
+    return in_model_range(inputs.images)[0, 0, 0, 0] + 0.001 * np.tanh(noise)
 
 
 @dataclass

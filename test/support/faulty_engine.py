@@ -12,6 +12,7 @@ from torch import Tensor
 from thor_policy_ros.backends.pytorch import PyTorchBackend
 from thor_policy_ros.model.gemma import rope_tables
 from thor_policy_ros.model.pi05 import Encoded, Pi05, positions_of
+from thor_policy_ros.model.pixels import in_model_range
 from thor_policy_ros.runtime.unified_policy import UnifiedPolicy
 from thor_policy_ros.types import F32, Guidance, ModelInputs, PrefixKV
 
@@ -31,7 +32,8 @@ class PaddedEngine:
 
     @torch.inference_mode()
     def prefill(self, inputs: ModelInputs, observed_at_s: float) -> PrefixKV:
-        given = (inputs.images, inputs.image_mask, inputs.tokens.astype(np.int64))
+        images = in_model_range(inputs.images)
+        given = (images, inputs.image_mask, inputs.tokens.astype(np.int64))
         arrays = (torch.from_numpy(array)[None] for array in (*given, inputs.token_mask))
         embeddings, pad_mask = self._model.embed_prefix(*arrays)
         encoded = self._model.encode(embeddings, pad_mask)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Generator
 
-from thor_policy_ros.model.transforms import PIXEL
+from thor_policy_ros.model.pixels import PIXEL
 from thor_policy_ros.training.augment import blackened, jitter, to_model_range
 
 IMAGES = torch.arange(256, dtype=torch.uint8).repeat(24)[: 2 * 2 * 32 * 16 * 3]

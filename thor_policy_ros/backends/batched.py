@@ -20,6 +20,7 @@ from torch import Tensor
 from thor_policy_ros.backends.pytorch import PyTorchBackend
 from thor_policy_ros.model.gemma import Modulation, rope_tables
 from thor_policy_ros.model.pi05 import Encoded, Pi05, flow_times
+from thor_policy_ros.model.pixels import in_model_range
 from thor_policy_ros.types import F32, Backend, ModelInputs
 
 
@@ -60,7 +61,7 @@ def _encoded(model: Pi05, inputs: Sequence[ModelInputs], device: torch.device) -
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
     return model.prefill(
-        tensor(np.stack([one.images[cameras] for one in inputs])),
+        tensor(np.stack([in_model_range(one.images[cameras]) for one in inputs])),
         tensor(image_mask[:, cameras]),
         tensor(np.stack([one.tokens[:length] for one in inputs]).astype(np.int64)),
         tensor(token_mask[:, :length]),

@@ -19,7 +19,8 @@ from thor_policy_ros.backends.fused_network import LayerKV, Place
 from thor_policy_ros.backends.fused_weights import FusedModel
 from thor_policy_ros.backends.kernels.weights import CameraImages, rope_halves
 from thor_policy_ros.model.image_memory import is_pinned
-from thor_policy_ros.types import F32, I32, Bool
+from thor_policy_ros.model.pixels import in_model_range
+from thor_policy_ros.types import F32, I32, U8, Bool
 
 PROMPTS_KEPT = 16
 
@@ -77,7 +78,7 @@ class Slot:
     """One prefix. `images` and `embeddings` are its inputs, `place` holds its keys and values.
 
     padded: whether programs of fixed sizes run on it, which see whole buffers; otherwise they
-    see what is valid alone. in_place: whether they read images at their addresses.
+    see what is valid alone. in_place: whether they read images at their addresses, pixels too.
     """
 
     def __init__(self, model: FusedModel, padded: bool, in_place: bool = False) -> None:
@@ -90,8 +91,8 @@ class Slot:
         self.embeddings = torch.zeros(rows, gemma.width, device=device, dtype=model.dtype)
         own = HostArray((config.num_cameras, 3, size, size), device)
         self._own = own.array()
-        self._addresses = HostArray((config.num_cameras,), device, torch.int64)
-        self._held: F32 | None = None
+        self._addresses = HostArray((1 + config.num_cameras,), device, torch.int64)
+        self._held: U8 | F32 | None = None
         self.images = CameraImages(own.tensor, self._addresses.tensor if in_place else None)
         shape = (gemma.depth, 1, gemma.num_kv_heads, rows + self._horizon, gemma.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=model.dtype)
@@ -110,19 +111,21 @@ class Slot:
         used = slice(0, self.length)
         return self.keys[..., used, :], self.values[..., used, :], self._all_valid[:, used]
 
-    def put_images(self, images: F32, present: Bool) -> int:
-        """Say where the present ones of f32[V,3,S,S] are, or copy them where the device does not
-        reach them; returns how many. They must not change until what reads them is done."""
-        indices = np.flatnonzero(present)
+    def put_images(self, images: U8 | F32, present: Bool) -> int:
+        """Say where the present ones of [V,3,S,S] are, or copy them where the device does not reach
+        them; returns how many. They must not change until what reads them is done."""
+        indices = [index for index, there in enumerate(present.tolist()) if there]
         in_reach = self.images.addresses is not None and is_pinned(images)
         addresses = self._addresses.array()  # what reads the last frame's images is done
         self._held = images if in_reach else None
         if not in_reach:
             for place, index in enumerate(indices):
-                self._own[place] = images[index]
-            images, indices = self._own, np.arange(len(indices))
-        first = images.__array_interface__["data"][0]
-        addresses[: len(indices)] = first + indices * images.strides[0]
+                self._own[place] = in_model_range(images[index])
+            images, indices = self._own, list(range(len(indices)))
+        first = images.ctypes.data
+        addresses[0] = images.dtype == np.uint8
+        for place, index in enumerate(indices):
+            addresses[1 + place] = first + index * images.strides[0]
         return len(indices)
 
     def launched(self) -> None:

@@ -30,6 +30,7 @@ from thor_policy_ros.backends.trt_buffers import (
 from thor_policy_ros.backends.trt_execution import RunningEngine
 from thor_policy_ros.backends.trt_parts import bucket_for, prefix_lengths, prefix_sizes
 from thor_policy_ros.model.pi05 import Pi05, flow_times
+from thor_policy_ros.model.pixels import in_model_range
 from thor_policy_ros.types import (
     F32,
     BackendSpec,
@@ -115,7 +116,7 @@ class TensorRTBackend:
         """Encode the present images and the prompt; what the slot held becomes stale."""
         self._open()
         tokens = inputs.tokens[inputs.token_mask].astype(np.int64)
-        images = inputs.images[inputs.image_mask]
+        images = in_model_range(inputs.images[inputs.image_mask])
         from_images = len(images) * self._config.vision.num_tokens
         valid = from_images + len(tokens)
         bucket = bucket_for(self._config, valid)

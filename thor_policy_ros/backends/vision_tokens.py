@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thor_policy_ros.model.pixels import in_model_range
 from thor_policy_ros.types import F32, Bool, ModelInputs
 
 Embed = Callable[[F32], Tensor]
@@ -40,10 +41,11 @@ class VisionTokens:
             )
         fresh = [i for i in present if i not in kept]
         if fresh == present:
-            tokens = embed(inputs.images[fresh])
+            tokens = embed(in_model_range(inputs.images[fresh]))
             self._held = dict(zip(fresh, tokens.unbind(), strict=True))
             return tokens.flatten(0, 1)
         if fresh:
-            held |= dict(zip(fresh, embed(inputs.images[fresh]).unbind(), strict=True))
+            tokens = embed(in_model_range(inputs.images[fresh]))
+            held |= dict(zip(fresh, tokens.unbind(), strict=True))
         self._held = {i: held[i] for i in present}
         return torch.cat([self._held[i] for i in present])

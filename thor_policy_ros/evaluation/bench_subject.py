@@ -41,11 +41,11 @@ class Subject:
     prompt_tokens: int
 
     def inputs(self, seed: int) -> ModelInputs:
-        """Random images and tokens; missing cameras come last. They lie where a frame's do."""
+        """Random pixels and tokens; missing cameras come last. They lie where a frame's do."""
         config, random = self.config, np.random.default_rng(seed)
         size = config.vision.image_size
         images = image_array((config.num_cameras, 3, size, size))
-        images[:] = random.uniform(-1, 1, images.shape)
+        images[:] = random.integers(0, 256, images.shape, np.uint8)
         present = np.arange(config.num_cameras) < self.cameras
         images[~present] = 0
         real = np.arange(config.max_token_len) < self.prompt_tokens

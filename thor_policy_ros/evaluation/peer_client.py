@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from thor_policy_ros.model.config import Pi05Config
+from thor_policy_ros.model.pixels import in_model_range
 from thor_policy_ros.types import F32, Closing, ModelInputs
 
 PEERS = Path(__file__).parent / "peers"
@@ -110,6 +111,6 @@ class PeerProcess(Closing):
 
 def write_inputs(path: Path, inputs: ModelInputs, noise: F32) -> Path:
     """One frame, as `peer_process` reads it."""
-    arrays = {name: getattr(inputs, name) for name in ("images", "image_mask", "tokens")}
-    np.savez(path, token_mask=inputs.token_mask, noise=noise, **arrays)
+    arrays = {name: getattr(inputs, name) for name in ("image_mask", "tokens", "token_mask")}
+    np.savez(path, images=in_model_range(inputs.images), noise=noise, **arrays)
     return path

@@ -5,22 +5,22 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from thor_policy_ros.types import F32
+from thor_policy_ros.types import F32, U8
 
 
-def image_array(shape: tuple[int, ...]) -> F32:
-    """f32 without content. Pinned where this process uses CUDA: an engine then fetches images from
+def image_array(shape: tuple[int, ...]) -> U8:
+    """u8 without content. Pinned where this process uses CUDA: an engine then fetches images from
     where they were made, and the host copies none (two cameras took it 0.2 ms a frame). Memory that
     was let go is kept for the next frame, by torch.
     """
     if not torch.cuda.is_initialized():
-        return np.empty(shape, np.float32)
-    made: F32 = torch.empty(shape, pin_memory=True).numpy()
+        return np.empty(shape, np.uint8)
+    made: U8 = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
     return made
 
 
-def is_pinned(images: F32) -> bool:
+def is_pinned(images: U8 | F32) -> bool:
     """Whether a GPU can fetch these images by itself, row after row."""
-    if not (images.flags.c_contiguous and images.flags.writeable and images.dtype == np.float32):
+    if not (images.flags.c_contiguous and images.flags.writeable):
         return False
-    return torch.from_numpy(images).is_pinned()
+    return images.dtype in (np.uint8, np.float32) and torch.from_numpy(images).is_pinned()

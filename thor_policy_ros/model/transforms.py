@@ -15,9 +15,6 @@ from thor_policy_ros.model.norm_stats import F64, NormStats
 from thor_policy_ros.model.tokenizer import PromptTokenizer
 from thor_policy_ros.types import F32, U8, ModelInputs, Observation
 
-# Pixel value -> [-1,1], rounded exactly as `x.astype(float32) / 255 * 2 - 1`.
-PIXEL = np.arange(256, dtype=np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
-
 
 def resize_with_pad(image: U8, size: int) -> U8:
     """u8[H,W,3] -> u8[size,size,3]: aspect kept, bilinear, centred on black (as openpi-client)."""
@@ -111,8 +108,8 @@ class Preprocessor:
             )
         return array.astype(np.float64)
 
-    def _images(self, observation: Observation) -> tuple[F32, npt.NDArray[np.bool_]]:
-        """f32[V,3,S,S] and bool[V]; a missing camera is black and masked."""
+    def _images(self, observation: Observation) -> tuple[U8, npt.NDArray[np.bool_]]:
+        """u8[V,3,S,S] and bool[V]; a missing camera is black and masked."""
         slots = self.config.camera_slots
         unknown = sorted(set(observation.images) - set(slots))
         if unknown or not observation.images:
@@ -120,13 +117,14 @@ class Preprocessor:
             raise ValueError(f"wanted images for the slots {list(slots)}, got {got}")
         size = self.config.model.vision.image_size
         images = image_array((len(slots), 3, size, size))
-        images.fill(PIXEL[0])
         mask = np.zeros(len(slots), np.bool_)
         for i, slot in enumerate(slots):
             if slot in observation.images:
                 image = resize_with_pad(_checked_image(slot, observation.images[slot]), size)
-                np.take(PIXEL, image.transpose(2, 0, 1), out=images[i])
+                images[i] = image.transpose(2, 0, 1)
                 mask[i] = True
+            else:
+                images[i] = 0
         return images, mask
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from thor_policy_ros.backends.kernels import create_ops, resize_taps
 from thor_policy_ros.backends.kernels.ops import Ops
 from thor_policy_ros.backends.kernels.weights import CameraImages, split_patches
+from thor_policy_ros.model.pixels import PIXEL
 
 EXACT = create_ops("reference", "cpu")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -107,10 +108,19 @@ def test_embed_patches(
     torch.testing.assert_close(split.double().cpu(), wanted, rtol=0, atol=1e-4)
 
 
-def test_images_are_read_where_they_lie(triton_ops: Ops, device: torch.device) -> None:
-    """Each at an address of its own, which may change without another launch's arguments."""
+@pytest.mark.parametrize("are_pixels", [False, True])
+def test_images_are_read_where_they_lie(
+    triton_ops: Ops, device: torch.device, are_pixels: bool
+) -> None:
+    """Each at an address of its own, which may change without another launch's arguments; pixels
+    stand for the very numbers that they are in `PIXEL`."""
     images = [_random(device, 3, 28, 28) for _ in range(3)]
-    addresses = torch.tensor([image.data_ptr() for image in images], device=device)
+    lie = images
+    if are_pixels:
+        lie = [torch.arange(k, k + 3 * 28 * 28, device=device).to(torch.uint8) for k in (0, 5, 9)]
+        numbers = torch.from_numpy(PIXEL).to(device)
+        images = [numbers[image.long()].view(3, 28, 28) for image in lie]
+    addresses = torch.tensor([are_pixels, *(image.data_ptr() for image in lie)], device=device)
     nowhere = torch.full((3, 3, 28, 28), torch.nan, device=device)
     weight, offset = _random(device, 40, 147), _random(device, 16, 40)
     found = triton_ops.embed_patches(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from support.fused_engine import fused_backend, padded
@@ -12,19 +13,16 @@ from support.kernel_errors import relative_error
 
 from thor_policy_ros.backends import fused_slot
 from thor_policy_ros.backends.fp8 import emulated_matmul
+from thor_policy_ros.backends.fused import FusedBackend
 from thor_policy_ros.backends.fused_network import Tools
 from thor_policy_ros.backends.fused_products import DeviceProducts
 from thor_policy_ros.backends.kernels.ops import Ops
+from thor_policy_ros.model.pixels import PIXEL
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this engine is on the CPU")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this engine is on the CPU")
-@pytest.mark.parametrize("in_reach", [True, False])
-def test_the_recorded_prefix_and_actions(
-    triton_ops: Ops, in_reach: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a bucket larger than the prompt: the valid length alone keeps its padding out. Images
-    are read where they lie, or copied where the device would not reach them."""
-    monkeypatch.setattr(fused_slot, "is_pinned", lambda images: in_reach)
+def engine(triton_ops: Ops) -> FusedBackend:
     tools = Tools(triton_ops, DeviceProducts(triton_ops, emulated_matmul))
     execution = replace(
         padded(20),
@@ -33,7 +31,31 @@ def test_the_recorded_prefix_and_actions(
         step_counts=(3,),
         in_place=True,
     )
-    backend = fused_backend(execution)
+    return fused_backend(execution)
+
+
+@pytest.mark.parametrize("in_reach", [True, False])
+def test_pixels_are_the_numbers_that_they_stand_for(
+    triton_ops: Ops, in_reach: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_slot, "is_pinned", lambda images: in_reach)
+    backend, inputs = engine(triton_ops), toy_model_inputs()
+    pixels = np.random.default_rng(0).integers(0, 256, inputs.images.shape, np.uint8)
+    found = [
+        backend.prefill(replace(inputs, images=images), 0.0).keys.clone()
+        for images in (pixels, PIXEL[pixels])
+    ]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("in_reach", [True, False])
+def test_the_recorded_prefix_and_actions(
+    triton_ops: Ops, in_reach: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a bucket larger than the prompt: the valid length alone keeps its padding out. Images
+    are read where they lie, or copied where the device would not reach them."""
+    monkeypatch.setattr(fused_slot, "is_pinned", lambda images: in_reach)
+    backend = engine(triton_ops)
     prefix = backend.prefill(toy_model_inputs(), 0.0)
     valid = toy_outputs()["prefix_pad_mask"][0]
     assert largest_error(prefix.keys, toy_outputs()["prefix_k"][..., valid, :]) < TOLERANCE

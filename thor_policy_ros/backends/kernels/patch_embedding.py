@@ -25,6 +25,17 @@ PIXELS = 1024
 
 
 @triton.jit
+def load_image(are_pixels, address, index, inside):
+    """f32, of an image that lies there."""
+    if are_pixels != 0:
+        pixels = tl.load(address.to(tl.pointer_type(tl.uint8)) + index, mask=inside, other=0)
+        value = tl.div_rn(pixels.to(tl.float32), 255.0) * 2.0 - 1.0  # as `model.pixels.PIXEL`
+    else:
+        value = tl.load(address.to(tl.pointer_type(tl.float32)) + index, mask=inside, other=0.0)
+    return value
+
+
+@triton.jit
 def cut_patches_kernel(
     image_ptr,
     address_ptr,
@@ -46,10 +57,9 @@ def cut_patches_kernel(
     inside = index < 3 * size * size
     camera = tl.program_id(1)
     if address_ptr is None:
-        base = image_ptr + camera * 3 * size * size
+        value = tl.load(image_ptr + camera * 3 * size * size + index, mask=inside, other=0.0)
     else:
-        base = tl.load(address_ptr + camera).to(tl.pointer_type(tl.float32))
-    value = tl.load(base + index, mask=inside, other=0.0)
+        value = load_image(tl.load(address_ptr), tl.load(address_ptr + 1 + camera), index, inside)
     x, y, plane = index % size, index // size % size, index // (size * size)
     row = camera * GRID * GRID + y // PATCH * GRID + x // PATCH
     column = plane * PATCH * PATCH + y % PATCH * PATCH + x % PATCH

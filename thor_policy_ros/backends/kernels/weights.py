@@ -42,15 +42,16 @@ class Rotation(NamedTuple):
 
 
 class CameraImages(NamedTuple):
-    """Images f32[V,3,S,S]. addresses: i64[V], of each image f32[3,S,S], which then may lie anywhere
-    that the device reads, in the host's pinned memory too; None: they lie in `tensor`."""
+    """Images f32[V,3,S,S]. addresses: i64[1+V]: 1 for pixels u8[3,S,S] and 0 for f32[3,S,S], and of
+    each image where it lies, anywhere that the device reads, in the host's pinned memory too; None:
+    they lie in `tensor`."""
 
     tensor: Tensor
     addresses: Tensor | None = None
 
     def first(self, count: int) -> CameraImages:
         """Of so many cameras."""
-        addresses = None if self.addresses is None else self.addresses[:count]
+        addresses = None if self.addresses is None else self.addresses[: 1 + count]
         return CameraImages(self.tensor[:count], addresses)
 
 
