@@ -27,7 +27,7 @@ from thor_policy_ros.backends.fused_weights import take_weights
 from thor_policy_ros.backends.pytorch import PyTorchBackend
 from thor_policy_ros.backends.registry import BACKENDS, availability, create_backend
 from thor_policy_ros.model.checkpoint import load_pi05
-from thor_policy_ros.model.image_memory import image_array, is_pinned
+from thor_policy_ros.model.image_memory import image_array, pinned_address
 from thor_policy_ros.model.pixels import PIXEL
 from thor_policy_ros.types import Guidance, ModelInputs
 
@@ -92,7 +92,8 @@ def test_images_in_pinned_memory_are_read_where_they_lie() -> None:
         pixels[:] = random.integers(0, 256, pixels.shape, np.uint8)
         numbers = PIXEL[pixels]
         pinned = torch.from_numpy(numbers).pin_memory().numpy()
-        assert is_pinned(pixels) and is_pinned(pinned) and not is_pinned(numbers)
+        assert pinned_address(pixels) == pixels.ctypes.data
+        assert pinned_address(pinned) and pinned_address(numbers) is None
         first, *others = (
             backend.denoise(backend.prefill(replace(given, images=seen), 0.0), NOISE, 3)
             for seen in (numbers, pinned, pixels, pixels.copy())

@@ -233,16 +233,18 @@ class FusedBackend:
         """Encode the present images and the prompt; what the slot held becomes stale."""
         model = self._open_model()
         tokens = inputs.tokens[inputs.token_mask]
-        if not inputs.image_mask.any() or not len(tokens):
+        present = [camera for camera, seen in enumerate(inputs.image_mask.tolist()) if seen]
+        if not present or not len(tokens):
             raise ValueError(
                 "prefill wants at least one image and one token; got"
-                f" {int(inputs.image_mask.sum())} images and {len(tokens)} tokens"
+                f" {len(present)} images and {len(tokens)} tokens"
             )
+        cameras = len(present)
         self._generation += 1
         index = self._generation % len(self._slots)
         slot, times = self._slots[index], self._times[index]
         with times.stage("vision"):
-            cameras = slot.put_images(inputs.images, inputs.image_mask)
+            slot.put_images(inputs.images, present)
             self._run_vision(model, index, cameras)
         with times.stage("prefill"):
             slot.put_prompt(tokens, cameras, self._embedded)

@@ -7,7 +7,7 @@ R rows of a cache (the longest prefix and the horizon), G kv heads, D head dim.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from torch import Tensor
 from thor_policy_ros.backends.fused_network import LayerKV, Place
 from thor_policy_ros.backends.fused_weights import FusedModel
 from thor_policy_ros.backends.kernels.weights import CameraImages, rope_halves
-from thor_policy_ros.model.image_memory import is_pinned
+from thor_policy_ros.model.image_memory import pinned_address
 from thor_policy_ros.model.pixels import in_model_range
-from thor_policy_ros.types import F32, I32, U8, Bool
+from thor_policy_ros.types import F32, I32, U8
 
 PROMPTS_KEPT = 16
 
@@ -111,22 +111,20 @@ class Slot:
         used = slice(0, self.length)
         return self.keys[..., used, :], self.values[..., used, :], self._all_valid[:, used]
 
-    def put_images(self, images: U8 | F32, present: Bool) -> int:
-        """Say where the present ones of [V,3,S,S] are, or copy them where the device does not reach
-        them; returns how many. They must not change until what reads them is done."""
-        indices = [index for index, there in enumerate(present.tolist()) if there]
-        in_reach = self.images.addresses is not None and is_pinned(images)
+    def put_images(self, images: U8 | F32, present: Sequence[int]) -> None:
+        """Say where those of [V,3,S,S] that are present lie, or copy them where the device does not
+        reach them. They must not change until what reads them is done."""
+        reached = None if self.images.addresses is None else pinned_address(images)
         addresses = self._addresses.array()  # what reads the last frame's images is done
-        self._held = images if in_reach else None
-        if not in_reach:
-            for place, index in enumerate(indices):
+        self._held = None if reached is None else images
+        if reached is None:
+            for place, index in enumerate(present):
                 self._own[place] = in_model_range(images[index])
-            images, indices = self._own, list(range(len(indices)))
-        first = images.ctypes.data
+            images, present = self._own, range(len(present))
+            reached = self._own.ctypes.data
         addresses[0] = images.dtype == np.uint8
-        for place, index in enumerate(indices):
-            addresses[1 + place] = first + index * images.strides[0]
-        return len(indices)
+        for place, index in enumerate(present):
+            addresses[1 + place] = reached + index * images.strides[0]
 
     def launched(self) -> None:
         """What reads the images has been launched."""

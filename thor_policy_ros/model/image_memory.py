@@ -19,8 +19,11 @@ def image_array(shape: tuple[int, ...]) -> U8:
     return made
 
 
-def is_pinned(images: U8 | F32) -> bool:
-    """Whether a GPU can fetch these images by itself, row after row."""
+def pinned_address(images: U8 | F32) -> int | None:
+    """Where a GPU can fetch these images by itself, row after row; None where it cannot."""
     if not (images.flags.c_contiguous and images.flags.writeable):
-        return False
-    return images.dtype in (np.uint8, np.float32) and torch.from_numpy(images).is_pinned()
+        return None
+    if images.dtype not in (np.uint8, np.float32):
+        return None
+    tensor = torch.from_numpy(images)
+    return tensor.data_ptr() if tensor.is_pinned() else None

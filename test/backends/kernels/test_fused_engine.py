@@ -38,7 +38,9 @@ def engine(triton_ops: Ops) -> FusedBackend:
 def test_pixels_are_the_numbers_that_they_stand_for(
     triton_ops: Ops, in_reach: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused_slot, "is_pinned", lambda images: in_reach)
+    monkeypatch.setattr(
+        fused_slot, "pinned_address", lambda images: images.ctypes.data if in_reach else None
+    )
     backend, inputs = engine(triton_ops), toy_model_inputs()
     pixels = np.random.default_rng(0).integers(0, 256, inputs.images.shape, np.uint8)
     found = [
@@ -54,7 +56,9 @@ def test_the_recorded_prefix_and_actions(
 ) -> None:
     """With a bucket larger than the prompt: the valid length alone keeps its padding out. Images
     are read where they lie, or copied where the device would not reach them."""
-    monkeypatch.setattr(fused_slot, "is_pinned", lambda images: in_reach)
+    monkeypatch.setattr(
+        fused_slot, "pinned_address", lambda images: images.ctypes.data if in_reach else None
+    )
     backend = engine(triton_ops)
     prefix = backend.prefill(toy_model_inputs(), 0.0)
     valid = toy_outputs()["prefix_pad_mask"][0]
