@@ -45,7 +45,7 @@ class Subject:
         config, random = self.config, np.random.default_rng(seed)
         size = config.vision.image_size
         images = image_array((config.num_cameras, 3, size, size))
-        images[:] = random.integers(0, 256, images.shape, np.uint8)
+        images[:] = (256 * random.random(images.shape)).astype(np.uint8)
         present = np.arange(config.num_cameras) < self.cameras
         images[~present] = 0
         real = np.arange(config.max_token_len) < self.prompt_tokens
