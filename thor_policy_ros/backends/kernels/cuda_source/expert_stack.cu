@@ -15,10 +15,11 @@
 // the 16 warps, whose parts meet in shared memory (one barrier of the block a phase). Two more lie
 // between the last layer of a step and the first one of the next: x_t's step, and its embedding.
 //
-// What these two hand on is cleared with the rest. The embedding goes where every layer finds its x,
-// in the even set, absent since the last layer cleared it. What the last layer leaves and x_t lie in
-// the odd set, which the first layer clears once its block has every block's part of the embedding:
-// by then every block has read all of x_t, and whoever made x_t had read what the last layer left.
+// What these two hand on is cleared with the rest. The embedding goes where every layer finds its
+// x, in the even set, absent since the last layer cleared it. What the last layer leaves and x_t
+// lie in the odd set, which the first layer clears once its block has every block's part of the
+// embedding: by then every block has read all of x_t, and whoever made x_t had read what the last
+// layer left. The noise goes the way of an x_t, from the host's memory, where the result goes too.
 //
 // All blocks ask the L2 cache for the same activations at once, which takes as much of it as the
 // weights do. So they lie as warps read them, all rows of 32 columns in one run (a panel); and who
@@ -38,9 +39,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     expert_stack(const char* weights, const float* constants, const float* row_scales,
                  char* exchange, const char* keys, const char* values, const int* length_ptr,
                  const float* cosines, const float* sines, float score_scale, const float* noise,
-                 float* actions, float* result, const float* target, const float* gains, const float* into, const float* into_bias,
-                 const float* out, const float* out_bias, int steps, float dt, u32* failed,
-                 long long* clocks) {
+                 float* actions, float* result, const float* target, const float* gains,
+                 const float* into, const float* into_bias, const float* out, const float* out_bias,
+                 int steps, float dt, u32* failed, long long* clocks) {
   extern __shared__ __align__(16) char shared[];
   const int block = blockIdx.x;
 

@@ -11,17 +11,17 @@
 // without a way through shared memory.
 //
 // Sizes are macros: FP8, TOKENS (of a tile), HIGH (blocks of 64 features a warpgroup), STAGES,
-// MANY (registers of a thread that multiplies), EPILOGUE, OUT_FP8, BIASED. `multiply` is written for
-// TOKENS by hopper_product.py.
+// MANY (registers of a thread that multiplies), EPILOGUE, OUT_FP8, BIASED. `multiply` is written
+// for TOKENS by hopper_product.py.
 
 #include "hopper.cuh"
 
 #define PLAIN 0
 #define GELU 1
-#define GEGLU 2   // rows of weights are gate and up in turns: half as many features
-#define PARTS 3   // float32 sums over a share of K: [splits, tokens, features]
-#define PLACED 4  // plus a row of a float32 table, which tokens take in turns
-#define ROTATED 5 // rows of weights are both halves of heads in turns: half as many features
+#define GEGLU 2    // rows of weights are gate and up in turns: half as many features
+#define PARTS 3    // float32 sums over a share of K: [splits, tokens, features]
+#define PLACED 4   // plus a row of a float32 table, which tokens take in turns
+#define ROTATED 5  // rows of weights are both halves of heads in turns: half as many features
 
 constexpr int GROUPS = 2;
 constexpr int ROWS = GROUPS * HIGH * 64;  // of weights, in a tile
@@ -30,8 +30,9 @@ constexpr int RUN = FEATURES / (GROUPS * 32);  // features of a thread, side by 
 constexpr u32 WEIGHT_BYTES = ROWS * 128, INPUT_BYTES = TOKENS * 128;
 constexpr u32 STAGE_BYTES = WEIGHT_BYTES + INPUT_BYTES;
 
-// A product that follows brings weights meanwhile, and attention of few blocks is ready. The many small blocks of a norm would crowd on
-// the multiprocessors that have no tile of this one, and stay there.
+// A product that follows brings weights meanwhile, and attention of few blocks is ready. The many
+// small blocks of a norm would crowd on the multiprocessors that have no tile of this one, and stay
+// there.
 constexpr bool NEXT_EARLY = EPILOGUE == GELU || EPILOGUE == GEGLU || EPILOGUE == ROTATED;
 
 constexpr int HALF = 128;  // of a head that is rotated
@@ -82,14 +83,14 @@ __device__ inline void store_words(void* to, const u32 (&words)[WORDS], int insi
                  "r"(words[0]), "r"(inside)
                  : "memory");
   else if constexpr (WORDS == 2)
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %3, 0;\n@p st.global.v2.b32 [%0], {%1, %2};\n}" ::
-                     "l"(to),
-                 "r"(words[0]), "r"(words[1]), "r"(inside)
-                 : "memory");
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %3, 0;\n@p st.global.v2.b32 [%0], {%1, %2};\n}" ::"l"(to),
+        "r"(words[0]), "r"(words[1]), "r"(inside)
+        : "memory");
   else
     asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n@p st.global.v4.b32 [%0], {%1, %2, %3, %4};\n}" ::"l"(
-            to),
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n@p st.global.v4.b32 [%0], {%1, %2, %3, %4};\n}" ::
+            "l"(to),
         "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(inside)
         : "memory");
 }
@@ -143,8 +144,8 @@ __device__ inline void fetch(float (&values)[COUNT], const float* at) {
 
 #if EPILOGUE == ROTATED
 
-// A thread has both halves of RUN pairs of one head, queries, keys or values, and rotates them (values
-// by nothing).
+// A thread has both halves of RUN pairs of one head, queries, keys or values, and rotates them
+// (values by nothing).
 struct Ending {
   float cosines[OWN_TOKENS][RUN], sines[OWN_TOKENS][RUN];
   unsigned short* to;  // where its first token's row has its first pair
@@ -429,7 +430,8 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1)
     more_registers<MANY>();
     const float scale = FP8 ? *input_scale * *weight_scale : 1.0f;
     const float share = OUT_FP8 ? 1.0f / *quantise : 1.0f;
-    const Heads heads = {table,  sines,   EPILOGUE == ROTATED ? *start : 0, keys, values, queries,
+    const Heads heads = {table,  sines,    EPILOGUE == ROTATED ? *start : 0,
+                         keys,   values,   queries,
                          groups, capacity, stride};
     multiply_all(ring, work, {out, bias, scale, share, tokens, features, table, places, heads},
                  threadIdx.x / 128 - 1);
