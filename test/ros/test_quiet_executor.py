@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 import pytest
 import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
+from std_msgs.msg import Empty
 from std_srvs.srv import Trigger
 
 from thor_policy_ros.ros.quiet_executor import QuietExecutor
@@ -25,8 +28,9 @@ class CountingExecutor(QuietExecutor):
     looks = 0
 
     def can_execute(self, entity: object) -> bool:
-        self.looks += entity is self.counted
-        return bool(super().can_execute(entity))
+        found = super().can_execute(entity)
+        self.looks += found and entity is self.counted
+        return found
 
 
 @pytest.fixture
@@ -58,6 +62,26 @@ def test_one_look_for_each_callback(node: Node, executor: CountingExecutor) -> N
     before = executor.looks
     spin_until(executor, lambda: len(served) >= 22)
     assert executor.looks - before <= 25, "rclpy's own looks twice, which is 40"
+
+
+def test_a_publisher_that_does_not_fit_is_told_all_the_same(
+    node: Node, executor: CountingExecutor
+) -> None:
+    """Its event is looked at once a second, not before every wait."""
+    told: list[object] = []
+    events = SubscriptionEventCallbacks(incompatible_qos=told.append)
+    wants = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+    offers = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+    heard = node.create_subscription(
+        Empty, "~/heard", lambda _: None, wants, event_callbacks=events
+    )
+    executor.counted = heard.event_handlers[0]
+    ticks: list[int] = []
+    node.create_timer(0.01, lambda: ticks.append(executor.looks))
+    spin_until(executor, lambda: len(ticks) >= 50)
+    assert executor.looks <= 3
+    node.create_publisher(Empty, "~/heard", offers)
+    spin_until(executor, lambda: told)
 
 
 def test_a_task_of_another_thread_wakes_it(executor: CountingExecutor) -> None:
