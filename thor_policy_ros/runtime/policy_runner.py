@@ -105,7 +105,7 @@ class PolicyRunner:
         notes = self._count_tick(tick)
         watch = Stopwatch(self._clock)
         ask = self._ask(observation, now_s, tick, num_steps, waited_s)
-        plan = self._keeper.plan(ask, self.rules, self._costs.costs(), watch)
+        plan = self._keeper.plan(ask, self.rules, self._costs.costs, watch)
         if isinstance(plan, NoFrame):
             return StepResult(None, self._timing_of_none(watch), plan.kind, notes=notes)
         choice = self._keeper.fill(plan, ask, watch)
