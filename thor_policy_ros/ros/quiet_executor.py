@@ -35,7 +35,7 @@ class QuietExecutor(SingleThreadedExecutor):
 
     def can_execute(self, entity: Any) -> bool:
         """Whether to wait for `entity` this time."""
-        if isinstance(entity, EventHandler) and not self._with_events:
+        if not self._with_events and isinstance(entity, EventHandler):
             return False
         return bool(super().can_execute(entity))
 
