@@ -1,13 +1,14 @@
-"""rclpy's executor of one thread, at a third of its cost.
+"""rclpy's executor of one thread, which gathers a node's entities once for each callback.
 
-rclpy 7.1 gathers all of a node's entities before each wait, in Python. Two things are spared here:
+rclpy 7.1 gathers them all before each wait, in Python. Two things are spared here, which for the
+policy node make 0.15 ms for each callback of twice 0.32:
 
 It triggers the executor's own guard condition twice for each callback, so that other threads of a
 multi-threaded executor look again at a callback group that is free now. A single thread looks
 anyway, before each wait; there the trigger only ends the next wait at once, for nothing.
 
 Every publisher and subscription brings two handlers of middleware events (another side's QoS or
-type does not fit), which make most of a node's entities. Such an event stays until it is taken.
+type does not fit), which make half of a node's entities. Such an event stays until it is taken.
 
 It stands on two protected names of rclpy, `_make_handler` and `_wait_for_ready_callbacks`.
 """
