@@ -46,6 +46,16 @@ class TestChunk:
         runner(policy).step(observation(), 10.0, 0, 3, noise=noise)
         assert policy.backend.noises[0] is noise
 
+    def test_noise_drawn_ahead_is_that_of_its_seed_and_of_no_other(self):
+        policy = FakePolicy(Clock())
+        run = runner(policy)
+        for ahead, seed in ((7, 7), (8, 7), (None, 7)):
+            if ahead is not None:
+                run.draw_ahead(ahead)
+            run.step(observation(), 10.0, 0, seed=seed)
+        first, *others = policy.backend.noises
+        assert all(np.array_equal(first, other) for other in others)
+
     def test_a_seed_gives_the_same_noise_every_time_and_none_gives_another(self):
         policy = FakePolicy(Clock())
         run = runner(policy)

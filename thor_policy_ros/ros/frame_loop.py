@@ -104,6 +104,15 @@ class FrameStatistics:
     decisions: DecisionRecord = field(default_factory=DecisionRecord)
 
 
+@dataclass(frozen=True)
+class _Times:
+    """When a frame began, its chunk was made, and was handed over; by the clock of its tick."""
+
+    begun_s: float
+    stepped_s: float
+    done_s: float
+
+
 class ChunkPublisher(Protocol):
     """Where a frame's messages go; all are called in the inference thread."""
 
@@ -148,6 +157,7 @@ class FrameLoop:
         self._chunking = chunking
         self._hops = hops or FrameHops()
         self._random = np.random.default_rng()
+        self._drawn_seed: int | None = None
         self._hurried = threading.Event()
         self._pause = ""
         self.load_under_way = False
@@ -218,12 +228,14 @@ class FrameLoop:
         stepped_s = time.perf_counter()
         if result.chunk is not None:
             self._publish_chunk(result, found.prompt, settings.blending, now_s)
+        done_s = time.perf_counter()  # what follows is told of the frame, and no part of it
         hops = self._hops.of_frame(found.input_stamps_s, now_s)
-        self._publish_latency(result, tick, settings, begun_s, stepped_s, hops)
+        self._publish_latency(result, tick, settings, _Times(begun_s, stepped_s, done_s), hops)
         if self._publisher.wants_inputs():
             message = inputs_msg(observation, result, seed=seed, tick=tick.number, now_s=now_s)
             message.sequence, message.decision = self._sequence, _decision(result)
             self._publisher.inputs(message)
+        self._prepare_next(settings)
 
     def statistics(self) -> FrameStatistics:
         now_s = time.perf_counter()
@@ -258,10 +270,22 @@ class FrameLoop:
 
     def _next_seed(self, settings: FrameSettings) -> int:
         """Of this frame's noise; one that is drawn can be published, and the frame repeated."""
-        frame, self._frame = self._frame, self._frame + 1
+        seed = self._coming_seed(settings)
+        self._frame += 1
+        self._drawn_seed = None
+        return seed
+
+    def _coming_seed(self, settings: FrameSettings) -> int:
         if settings.seed >= 0:
-            return settings.seed + frame
-        return int(self._random.integers(LARGEST_SEED))
+            return settings.seed + self._frame
+        if self._drawn_seed is None:
+            self._drawn_seed = int(self._random.integers(LARGEST_SEED))
+        return self._drawn_seed
+
+    def _prepare_next(self, settings: FrameSettings) -> None:
+        """Draws the next frame's noise while nobody waits for it: 0.15 ms with cold caches."""
+        assert self._runner is not None
+        self._runner.draw_ahead(self._coming_seed(settings))
 
     def _step(
         self,
@@ -325,16 +349,15 @@ class FrameLoop:
         result: StepResult,
         tick: Tick,
         settings: FrameSettings,
-        begun_s: float,
-        stepped_s: float,
+        times: _Times,
         hops: Hops,
     ) -> None:
-        done_s = time.perf_counter()
+        publish_ms = (times.done_s - times.stepped_s) * 1e3
         message = latency_msg(
             result.timing,
-            wait_ms=(begun_s - tick.at_s) * 1e3,
-            publish_ms=(done_s - stepped_s) * 1e3 if result.chunk is not None else 0.0,
-            total_ms=(done_s - tick.at_s) * 1e3,
+            wait_ms=(times.begun_s - tick.at_s) * 1e3,
+            publish_ms=publish_ms if result.chunk is not None else 0.0,
+            total_ms=(times.done_s - tick.at_s) * 1e3,
             now_s=self._ros_now_s(),
         )
         for name, value_ms in asdict(hops).items():
@@ -345,7 +368,7 @@ class FrameLoop:
         message.prefix_reused = result.chunk is not None and result.chunk.prefix_reused
         message.deadline_ms = settings.deadline_ms
         message.deadline_missed = message.total_ms > settings.deadline_ms
-        self._count_frame(result, tick, message, done_s, hops)
+        self._count_frame(result, tick, message, times.done_s, hops)
         self._publisher.latency(message)
 
     def _count_frame(

@@ -14,10 +14,11 @@ from rclpy.exceptions import (
     InvalidParameterTypeException,
     InvalidParameterValueException,
 )
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 
+from thor_policy_ros.ros.quiet_executor import QuietExecutor
 from thor_policy_ros.ros.writable_places import place_log
 
 RCLError = rclpy_implementation.RCLError
@@ -48,7 +49,7 @@ def run_node(factory: Callable[[], AnyNode], start: Start[AnyNode] = lambda node
         return 2
     if log_note:
         node.get_logger().warning(log_note)
-    executor = SingleThreadedExecutor()
+    executor = QuietExecutor()
     executor.add_node(node)
     first = start(node)
     if first is not None:

@@ -52,6 +52,7 @@ class PolicyRunner:
         self._tolerance = tolerance
         self._joint_names = tuple(joint_names)
         self._random = np.random.default_rng()
+        self._ahead: tuple[int, F32] | None = None  # of a seed
         self._keeper = PrefixKeeper(policy)
         self._costs = FrameCosts()
         self.rules = ReuseRules()
@@ -105,7 +106,7 @@ class PolicyRunner:
         notes = self._count_tick(tick)
         watch = Stopwatch(self._clock)
         ask = self._ask(observation, now_s, tick, num_steps, waited_s)
-        plan = self._keeper.plan(ask, self.rules, self._costs.costs(), watch)
+        plan = self._keeper.plan(ask, self.rules, self._costs.costs, watch)
         if isinstance(plan, NoFrame):
             return StepResult(None, self._timing_of_none(watch), plan.kind, notes=notes)
         choice = self._keeper.fill(plan, ask, watch)
@@ -196,14 +197,26 @@ class PolicyRunner:
             missed_ticks=self._missed_ticks,
         )
 
-    def _noise(self, noise: F32 | None, seed: int | None) -> F32:
+    def draw_ahead(self, seed: int) -> None:
+        """Draws the noise of the next step now; used if that step has this seed."""
+        self._ahead = seed, self._drawn(np.random.default_rng(seed))
+
+    def _drawn(self, random: np.random.Generator) -> F32:
+        return random.standard_normal(self._noise_shape, dtype=np.float32)
+
+    @property
+    def _noise_shape(self) -> tuple[int, int]:
         model = self._policy.config.model
-        shape = (model.action_horizon, model.action_dim)
+        return model.action_horizon, model.action_dim
+
+    def _noise(self, noise: F32 | None, seed: int | None) -> F32:
         if noise is None:
-            random = self._random if seed is None else np.random.default_rng(seed)
-            return random.standard_normal(shape, dtype=np.float32)
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None and ahead[0] == seed:
+                return ahead[1]
+            return self._drawn(self._random if seed is None else np.random.default_rng(seed))
         if seed is not None:
             raise ValueError(f"a step wants noise or a seed, got both (seed {seed})")
-        if noise.shape != shape:
-            raise ValueError(f"a step wants noise of shape {shape}, got {noise.shape}")
+        if noise.shape != self._noise_shape:
+            raise ValueError(f"a step wants noise of shape {self._noise_shape}, got {noise.shape}")
         return noise

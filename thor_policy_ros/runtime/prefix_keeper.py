@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -133,8 +133,10 @@ class PrefixKeeper:
         """The step has succeeded."""
         self._held = prefix
 
-    def plan(self, ask: Ask, rules: ReuseRules, costs: Costs, watch: Stopwatch) -> Plan | NoFrame:
-        """What this step does."""
+    def plan(
+        self, ask: Ask, rules: ReuseRules, costs: Callable[[], Costs], watch: Stopwatch
+    ) -> Plan | NoFrame:
+        """What this step does. costs: asked for where the rules go by a deadline."""
         spec, facts = self._policy.spec, self._facts()
         if spec.pipelined:
             key = self._key(ask.observation, None)
@@ -240,12 +242,14 @@ class PrefixKeeper:
         return np.array([slot in cameras for slot in self._policy.config.camera_slots])
 
 
-def _chosen(decision: Refill | Reuse, ask: Ask, rules: ReuseRules, costs: Costs) -> Frame | NoFrame:
+def _chosen(
+    decision: Refill | Reuse, ask: Ask, rules: ReuseRules, costs: Callable[[], Costs]
+) -> Frame | NoFrame:
     """The decision by the rules' mode."""
     must_cover_ms = 2 * rules.deadline_ms if math.isfinite(rules.deadline_ms) else 0.0
     situation = Situation(ask.budget_ms, ask.chunk_left_ms, must_cover_ms, ask.skipped_ticks)
     if rules.mode == "deadline":
-        return choose(decision, costs, situation, ask.num_steps, rules.min_steps)
+        return choose(decision, costs(), situation, ask.num_steps, rules.min_steps)
     if rules.mode == "continue" and isinstance(decision, Reuse):
         going = no_frame(situation)
         return going if going.kind == "continue" else Frame(Refill("chunk ends"), ask.num_steps)
