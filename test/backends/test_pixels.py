@@ -13,6 +13,7 @@ from support.golden import TOY, toy_config, toy_model_inputs, toy_noise
 
 from thor_policy_ros.backends.batched import sample_batch
 from thor_policy_ros.backends.registry import create_backend
+from thor_policy_ros.model.checkpoint import load_pi05
 from thor_policy_ros.model.pixels import PIXEL, in_model_range
 from thor_policy_ros.types import F32, Backend, ModelInputs
 
@@ -53,3 +54,10 @@ def test_a_batch_may_hold_both() -> None:
     with closing(create_backend("pytorch", TOY, toy_config(), "cpu")) as backend:
         found = sample_batch(backend, pixels_and_numbers(), noise, 3)
     assert np.array_equal(*found)
+
+
+def test_the_model_itself_refuses_pixels() -> None:
+    """Nothing may take them for numbers of its range."""
+    pixels, _ = pixels_and_numbers()
+    with pytest.raises(ValueError, match=r"got torch.uint8: .*in_model_range"):
+        load_pi05(TOY, toy_config()).embed_image(torch.from_numpy(pixels.images))

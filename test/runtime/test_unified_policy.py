@@ -14,6 +14,7 @@ from support.toy_checkpoint import TINY, toy_observation, write_toy_checkpoint
 
 import thor_policy_ros
 from thor_policy_ros.model.checkpoint import load_pi05
+from thor_policy_ros.model.pixels import in_model_range
 from thor_policy_ros.model.transforms import Preprocessor
 from thor_policy_ros.model.weight_files import CheckpointError
 from thor_policy_ros.runtime.unified_policy import InferenceRefusedError, UnifiedPolicy
@@ -53,7 +54,7 @@ def test_the_chunk_is_what_transforms_and_model_compute(
     model = load_pi05(checkpoint, TINY.model)
     noise = np.random.default_rng(5).standard_normal((6, 32), dtype=np.float32)
     encoded = model.prefill(
-        torch.from_numpy(inputs.images)[None],
+        torch.from_numpy(in_model_range(inputs.images))[None],
         torch.from_numpy(inputs.image_mask)[None],
         torch.from_numpy(inputs.tokens)[None],
         torch.from_numpy(inputs.token_mask)[None],

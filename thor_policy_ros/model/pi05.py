@@ -102,7 +102,12 @@ class Pi05(nn.Module):
         return self.expert.layers[0].self_attn.o_proj.weight.dtype  # type: ignore[union-attr,return-value]
 
     def embed_image(self, images: Tensor) -> Tensor:
-        """images: f32[B,3,S,S] in [-1,1] -> image tokens [B,N,W]."""
+        """images: f32[B,3,S,S] in [-1,1] -> image tokens [B,N,W]. ValueError for pixels."""
+        if not images.is_floating_point():
+            raise ValueError(
+                f"wanted images as float32 in [-1,1], got {images.dtype}:"
+                " `model.pixels.in_model_range` turns pixels into them"
+            )
         tokens: Tensor = self.projector(self.vision(images))
         return tokens
 
