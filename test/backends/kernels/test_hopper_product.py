@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rotation import rotation_of
 from torch import Tensor
 
 from thor_policy_ros.backends.fp8 import E4M3, E4M3_MAX
@@ -32,9 +33,8 @@ from thor_policy_ros.backends.kernels.hopper_product import (
     tiling_for,
     weight_rows,
 )
-from thor_policy_ros.backends.kernels.hopper_tables import HEAD_DIM, Epilogue, Tables, tables_of
+from thor_policy_ros.backends.kernels.hopper_tables import HEAD_DIM, Epilogue, Tables
 from thor_policy_ros.backends.kernels.reference import ReferenceOps
-from thor_policy_ros.backends.kernels.weights import Rotation, rope_halves
 
 MULTIPROCESSORS = 132
 SIZES = {  # N, K, epilogue
@@ -147,39 +147,6 @@ def test_both_halves_of_a_head_meet_in_a_thread(high: int) -> None:
                     wanted = pair // half * HEAD_DIM + pair % half + second * half
                     assert int(box[row]) == wanted
     assert len(view) == start + 1, "the last box ends with the weights"
-
-
-def rotation_of(groups: int, rows: int, device: str = "cpu") -> Rotation:
-    tables = rope_halves(rows, HEAD_DIM, torch.device(device))
-    start = torch.zeros(1, dtype=torch.int32, device=device)
-    keys, values = torch.zeros(2, groups, rows, HEAD_DIM, device=device).bfloat16()
-    return Rotation(*tables, start, keys, values)
-
-
-def test_what_an_end_takes_is_where_it_looks_for_it() -> None:
-    places, rotation = torch.zeros(20, 256), rotation_of(2, 30)
-    assert tables_of("plain", 256, None, None) == Tables()
-    assert tables_of("placed", 256, places, None) == Tables(places.data_ptr(), 20)
-    found = tables_of("rotated", 6 * HEAD_DIM // 2, None, rotation)
-    pointers = (t.data_ptr() for t in (rotation.sin, *rotation[2:]))
-    assert found == Tables(rotation.cos.data_ptr(), 0, *pointers, 2, 2, 30, 30 * HEAD_DIM)
-
-
-def test_an_end_without_what_it_takes_is_refused() -> None:
-    rotation = rotation_of(1, 30)
-    for epilogue, features, places, turned, match in (
-        ("placed", 256, None, None, "it wants some"),
-        ("plain", 256, torch.zeros(2, 256), None, "places are for 'placed'"),
-        ("placed", 256, torch.zeros(2, 255), None, r"wanted places f32\[P,256\]"),
-        ("placed", 256, torch.zeros(2, 256).bfloat16(), None, r"wanted places f32\[P,256\]"),
-        ("rotated", 256, None, None, "it wants one"),
-        ("gelu", 256, None, rotation, "a rotation is for 'rotated'"),
-        ("rotated", 128, None, rotation, "at most 0 groups"),
-        ("rotated", 256, None, rotation._replace(keys=torch.zeros(1, 30, 128)), "wanted keys"),
-        ("rotated", 256, None, rotation._replace(keys=torch.zeros(1, 30, 256)), "bfloat16 keys"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            tables_of(epilogue, features, places, turned)  # type: ignore[arg-type]
 
 
 def test_weights_that_no_kernel_is_for() -> None:

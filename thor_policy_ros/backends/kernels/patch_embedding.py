@@ -1,9 +1,9 @@
 """Images to the tokens that the vision tower begins with: cut into patches, multiplied, placed.
 
-The images may lie in pinned memory of the host: each pixel is read once, in order. In bfloat16 a
-product of float32 is three: what a value is rounded to, and the rest, of both factors but for the
-product of the rests (2^-16 of it). torch's own float32 product took 29 us on an H200, and six
-small kernels around it 18; one Triton kernel of TF32 that gathered pixels itself, 41.
+Images may lie in the host's pinned memory, as pixels or as float32: each is read once, in order. In
+bfloat16 a product of float32 is three: what a value is rounded to, and the rest, of both factors
+but for the product of the rests (2^-16 of it). torch's own float32 product took 29 us on an H200,
+and six small kernels around it 18; one Triton kernel of TF32 that gathered pixels itself, 41.
 """
 
 from __future__ import annotations
