@@ -421,14 +421,14 @@ def _image_case(height: int, width: int) -> Case:
     def make(device: torch.device) -> Inputs:
         taps = resize_taps(height, width, SIZE, device)
         pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, device=device)
-        out = torch.empty(((SIZE // PATCH) ** 2, 592), dtype=torch.bfloat16, device=device)
+        out = torch.empty((3, SIZE, SIZE), dtype=torch.uint8, device=device)
         return {"image": pixels, "taps": taps, "out": out}
 
     return Case(
-        f"image_patches_{height}p",
+        f"resize_image_{height}p",
         make,
-        lambda ops, i: ops.image_patches(i["image"], i["taps"], PATCH, i["out"]),
-        3.0 * height * width + 2.0 * (SIZE // PATCH) ** 2 * 592,
+        lambda ops, i: ops.resize_image(i["image"], i["taps"], i["out"]),
+        3.0 * height * width + 3.0 * SIZE**2,
         changed=("out",),
     )
 

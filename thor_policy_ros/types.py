@@ -61,12 +61,15 @@ class ModelInputs:
     images: pixels u8[V,3,S,S], or what they stand for, f32[V,3,S,S] in [-1,1]
     (`model.pixels.in_model_range`); image_mask: bool[V], false where a camera is missing;
     tokens: i32[L], right-padded with 0; token_mask: bool[L].
+    frames: by camera, u8[H,W,3] as it came or None, for an engine with `resizes_frames`; `images`
+    is empty then. () where images are resized.
     """
 
     images: U8 | F32
     image_mask: Bool
     tokens: I32
     token_mask: Bool
+    frames: tuple[U8 | None, ...] = ()
 
 
 @dataclass(frozen=True)

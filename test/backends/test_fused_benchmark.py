@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 def test_a_rehearsal_fills_the_table_and_a_broken_section_is_recorded(tmp_path: Path) -> None:
     out = tmp_path / "fused.json"
     script = str(ROOT / "benchmarks" / "fused_on_cuda.py")
-    sections = "precision,toy,weights,reference,frames,table"  # precision: before its weights
+    # precision comes before its weights
+    sections = "precision,toy,weights,reference,frames,cameras,table"
     command = [sys.executable, script, "--rehearse", "--frames", "4"]
     command += ["--out", str(out), "--sections", sections]
     done = subprocess.run(
@@ -33,6 +34,7 @@ def test_a_rehearsal_fills_the_table_and_a_broken_section_is_recorded(tmp_path: 
     engines = {"pytorch", "torch_graphs", "fused_serial", "fused_single", "fused", "fused_fp8"}
     assert set(found["frames"]) == engines
     assert all("p50" in engine["ms"]["one step"] for engine in found["frames"].values())
+    assert found["cameras"]["ms"]["2 of 480x640"]["pillow, frame"]["p50"] > 0
     rows = {(row["engine"], row["kind"]): row for row in found["table"]["rows"]}
     assert rows["fused", "full, 10 steps"]["measured"] > 0
     assert rows["fused", "worst cosine"]["measured"] is None

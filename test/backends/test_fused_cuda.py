@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +30,7 @@ from thor_policy_ros.backends.registry import BACKENDS, availability, create_bac
 from thor_policy_ros.model.checkpoint import load_pi05
 from thor_policy_ros.model.image_memory import image_array, pinned_address
 from thor_policy_ros.model.pixels import PIXEL
+from thor_policy_ros.model.transforms import resized, within_reach
 from thor_policy_ros.types import Guidance, ModelInputs
 
 pytestmark = [
@@ -79,6 +81,35 @@ def test_no_frame_captures_anything_after_warmup() -> None:
         theirs = exact.denoise(exact.prefill(inputs, 0.0), NOISE, steps)
         assert np.abs(ours - theirs).max() < TOLERANCE
     assert [len(programs) for programs in backend.programs] == counts
+
+
+@pytest.mark.parametrize("name", ["fused_freq1", "fused_pipelined"])
+def test_camera_frames_are_resized_as_pillow_does_while_others_follow(name: str) -> None:
+    """Frame after frame without a pause, of changing sizes; a pipelined engine's two slots too."""
+    given, random = toy_model_inputs(), np.random.default_rng(0)
+    cameras, _, size, _ = given.images.shape
+    unsized = np.zeros((cameras, 3, 0, 0), np.uint8)
+    sizes = [(480, 640), (size, size), (31, 17), (720, 1280), (480, 640)]
+    shots = [
+        [random.integers(0, 256, (*of, 3), np.uint8) for of in (sizes[k:] + sizes)[:cameras]]
+        for k in range(len(sizes))
+    ]
+    with closing(create_backend(name, TOY, toy_config(), "cuda")) as backend:
+        backend.warmup()
+        assert backend.resizes_frames  # type: ignore[attr-defined]
+        for turn in range(3):
+            found = []
+            for shot in shots:
+                missing = [None if k == turn else frame for k, frame in enumerate(shot)]
+                mask = np.arange(cameras) != turn
+                frames = within_reach(missing)
+                left = replace(given, image_mask=mask, images=unsized, frames=frames)
+                made = replace(given, image_mask=mask, images=resized(missing, size))
+                for inputs in (left, made):
+                    found.append(backend.denoise(backend.prefill(inputs, 0.0), NOISE, 3))
+            for ours, pillows in zip(found[::2], found[1::2], strict=True):
+                assert np.array_equal(ours, pillows)
+            assert not np.array_equal(found[0], found[2])
 
 
 def test_images_in_pinned_memory_are_read_where_they_lie() -> None:

@@ -18,9 +18,9 @@ from thor_policy_ros.model import aloha
 from thor_policy_ros.model.config import PolicyConfig
 from thor_policy_ros.model.named_configs import NAMED
 from thor_policy_ros.model.norm_stats import NormStats, load_norm_stats
-from thor_policy_ros.model.pixels import PIXEL
+from thor_policy_ros.model.pixels import PIXEL, in_model_range
 from thor_policy_ros.model.tokenizer import PromptTokenizer
-from thor_policy_ros.model.transforms import Preprocessor, resize_with_pad
+from thor_policy_ros.model.transforms import Preprocessor, resize_with_pad, resized
 from thor_policy_ros.types import Observation
 
 RESIZED = np.load(GOLDEN / "preprocess" / "resize.npz")
@@ -77,6 +77,26 @@ def test_a_present_camera_fills_its_slot_and_a_missing_one_is_black_and_masked(
     assert (inputs.images[0] == 0).all()
     assert np.array_equal(inputs.images[1], image.transpose(2, 0, 1))
     assert inputs.images.dtype == np.uint8 and inputs.tokens.dtype == np.int32
+
+
+def test_frames_are_left_as_they_came_for_an_engine_that_resizes(
+    tokenizer: PromptTokenizer,
+) -> None:
+    """In copies, since a subscription's image is not to be written to, and else the same inputs."""
+    image = np.random.default_rng(3).integers(0, 256, (31, 17, 3), dtype=np.uint8)
+    image.flags.writeable = False
+    one = dataclasses.replace(toy_observation(), images={"left_wrist_0_rgb": image})
+    transforms = preprocessor(TINY, tokenizer)
+    kept, inputs = transforms(one, resize=False), transforms(one)
+    missing, frame = kept.frames
+    assert missing is None and frame is not None
+    assert np.array_equal(frame, image) and not np.shares_memory(frame, image)
+    assert kept.images.size == 0 and inputs.frames == ()
+    assert np.array_equal(resized(kept.frames, 28), inputs.images)
+    for name in ("image_mask", "tokens", "token_mask"):
+        assert np.array_equal(getattr(kept, name), getattr(inputs, name))
+    with pytest.raises(ValueError, match="this engine does not resize camera frames"):
+        in_model_range(kept.images)
 
 
 def test_the_normalised_state_is_in_the_prompt_where_the_config_says_so(

@@ -21,6 +21,7 @@ from thor_policy_ros.ros import policy_node
 from thor_policy_ros.ros.conversions import seconds
 from thor_policy_ros.ros.diagnostics import ERROR, OK, STALE, WARN
 from thor_policy_ros.ros.policy_node import PolicyNode
+from thor_policy_ros.ros.realtime import RealtimeState
 from thor_policy_ros.ros.verified_loading import LoadedPolicy
 from thor_policy_ros.types import Verification
 
@@ -112,6 +113,36 @@ def test_only_the_inference_thread_touches_the_backend(
     assert probe.transition(NODE, "deactivate") and probe.transition(NODE, "cleanup")
     assert policy.backend.threads == {"inference"}
     assert policy.backend.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "level", "said"),
+    [
+        (RealtimeState("SCHED_FIFO 30"), OK, "chunks on time"),
+        (RealtimeState(refusals=("realtime_priority 30 is not permitted",)), WARN, "permitted"),
+    ],
+)
+def test_frames_and_not_loading_run_at_the_priority_that_is_asked_for(
+    make: Callable[..., PolicyNode],
+    probe: Probe,
+    robot: FakeRobot,
+    monkeypatch: pytest.MonkeyPatch,
+    state: RealtimeState,
+    level: bytes,
+    said: str,
+) -> None:
+    asked: list[tuple[str, int, bool]] = []
+
+    def enter(priority: int, lock_memory: bool) -> RealtimeState:
+        asked.append((threading.current_thread().name, priority, lock_memory))
+        return state
+
+    monkeypatch.setattr(policy_node, "enter_realtime", enter)
+    make(realtime_priority=30)
+    assert probe.transition(NODE, "configure") and not asked
+    assert probe.transition(NODE, "activate") and asked == [("inference", 30, False)]
+    values = probe.diagnosis(INFERENCE, level, said)
+    assert values["scheduler"] == state.scheduler
 
 
 def test_callbacks_and_services_do_not_wait_for_inference(

@@ -66,6 +66,19 @@ def test_the_chunk_is_what_transforms_and_model_compute(
     assert np.array_equal(policy.infer(seen, num_steps=4, noise=noise).actions, chunk.actions)
 
 
+def test_images_are_resized_unless_the_backend_does_that(
+    policy: UnifiedPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, size = toy_observation(), TINY.model.vision.image_size
+    assert policy.preprocess(seen).images.shape[2:] == (size, size)
+    monkeypatch.setattr(policy.backend, "resizes_frames", True, raising=False)
+    found = policy.preprocess(seen)
+    for frame, image in zip(found.frames, seen.images.values(), strict=True):
+        assert frame is not None and np.array_equal(frame, image)
+    with pytest.raises(ValueError, match="does not resize camera frames"):
+        policy.infer(seen)
+
+
 def test_seeds_repeat_and_differ(policy: UnifiedPolicy) -> None:
     def actions(seed: int | None) -> np.ndarray:
         return policy.infer(toy_observation(), num_steps=2, seed=seed).actions

@@ -25,6 +25,7 @@ import torch
 
 from thor_policy_ros.backends.fp8 import device_matmul
 from thor_policy_ros.backends.fused_denoiser import Denoiser
+from thor_policy_ros.backends.fused_frames import WHAT, frames_refused
 from thor_policy_ros.backends.fused_host import HostOps, HostProducts, onednn_is_there
 from thor_policy_ros.backends.fused_network import (
     Expert,
@@ -155,7 +156,7 @@ class FusedBackend:
 
     One thread calls it; its stages run in the current CUDA stream. A prefix is valid until its
     slot is filled again. clock: seconds, times the stages on a CPU. notes: facts about the
-    loaded engine, for diagnostics.
+    loaded engine, for diagnostics. resizes_frames: whether it takes `ModelInputs.frames`.
     """
 
     def __init__(
@@ -189,10 +190,19 @@ class FusedBackend:
         stack, stack_note = None, ""
         if execution.make_stack is not None:
             stack, stack_note = execution.make_stack(model)
-        self.notes = (*notes, *self._tools.notes, *filter(None, (stack_note,)))
+        frames_note = self._try_frames() if execution.in_place else ""
+        self.resizes_frames = frames_note == WHAT
+        more = filter(None, (stack_note, frames_note))
+        self.notes = (*notes, *self._tools.notes, *more)
         expert = Expert(execution.make_tools().ops, model.expert, stack)
         self._step_counts = execution.step_counts if stack is None else STACK_STEP_COUNTS
         self._denoiser = Denoiser(model, expert, self._denoise_programs, self._step_counts)
+
+    def _try_frames(self) -> str:
+        """Who resizes camera frames, for the notes."""
+        size = self._config.vision.image_size
+        lacks = frames_refused(self._tools.ops, size, self.device)
+        return f"camera frames resized by Pillow: {lacks}" if lacks else WHAT
 
     @property
     def prefix_slots(self) -> int:
@@ -244,7 +254,10 @@ class FusedBackend:
         index = self._generation % len(self._slots)
         slot, times = self._slots[index], self._times[index]
         with times.stage("vision"):
-            slot.put_images(inputs.images, present)
+            if inputs.frames:
+                slot.put_frames(self._tools.ops, inputs.frames, present)
+            else:
+                slot.put_images(inputs.images, present)
             self._run_vision(model, index, cameras)
         with times.stage("prefill"):
             slot.put_prompt(tokens, cameras, self._embedded)

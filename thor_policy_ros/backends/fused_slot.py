@@ -15,8 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from thor_policy_ros.backends.fused_frames import FrameResizer
 from thor_policy_ros.backends.fused_network import LayerKV, Place
 from thor_policy_ros.backends.fused_weights import FusedModel
+from thor_policy_ros.backends.kernels.ops import Ops
 from thor_policy_ros.backends.kernels.weights import CameraImages, rope_halves
 from thor_policy_ros.model.image_memory import pinned_address
 from thor_policy_ros.model.pixels import in_model_range
@@ -92,7 +94,8 @@ class Slot:
         own = HostArray((config.num_cameras, 3, size, size), device)
         self._own = own.array()
         self._addresses = HostArray((1 + config.num_cameras,), device, torch.int64)
-        self._held: U8 | F32 | None = None
+        self._held: object = None
+        self._resizer = FrameResizer(config.num_cameras, size, device) if in_place else None
         self.images = CameraImages(own.tensor, self._addresses.tensor if in_place else None)
         shape = (gemma.depth, 1, gemma.num_kv_heads, rows + self._horizon, gemma.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=model.dtype)
@@ -125,6 +128,17 @@ class Slot:
         addresses[0] = images.dtype == np.uint8
         for place, index in enumerate(present):
             addresses[1 + place] = reached + index * images.strides[0]
+
+    def put_frames(self, ops: Ops, frames: Sequence[U8 | None], present: Sequence[int]) -> None:
+        """As `put_images`, for frames u8[H,W,3] that the device resizes."""
+        if self._resizer is None:
+            raise ValueError("this engine wants images of the model's size, got camera frames")
+        addresses = self._addresses.array()
+        self._held = frames
+        pixels = self._resizer(ops, [frame for i in present if (frame := frames[i]) is not None])
+        addresses[0] = 1
+        for place in range(len(present)):
+            addresses[1 + place] = pixels[place].data_ptr()
 
     def launched(self) -> None:
         """What reads the images has been launched."""

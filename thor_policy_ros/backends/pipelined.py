@@ -57,6 +57,11 @@ class PipelinedBackend:
         """Whether leading rows may be given as they are, see `Guidance.clean_rows`."""
         return bool(getattr(self._engine, "takes_clean_rows", False))
 
+    @property
+    def resizes_frames(self) -> bool:
+        """Whether `prefill` takes images as cameras send them, see `ModelInputs.frames`."""
+        return bool(getattr(self._engine, "resizes_frames", False))
+
     def warmup(self) -> None:
         """Warms the engine up, in both streams' allocators on a GPU."""
         self._engine.warmup()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,15 +52,22 @@ class Preprocessor:
         self._actions = norm_stats.affine("actions", config.normalisation, config.action_dim)
         self._relative = np.flatnonzero(config.relative_actions)
 
-    def __call__(self, observation: Observation) -> ModelInputs:
-        """Model inputs of one observation (robot units); see the class for errors."""
-        images, image_mask = self._images(observation)
+    def __call__(self, observation: Observation, *, resize: bool = True) -> ModelInputs:
+        """Model inputs of one observation (robot units); see the class for errors.
+
+        resize: False leaves images as they came, for an engine that resizes them itself.
+        """
+        frames = checked_frames(observation, self.config.camera_slots)
+        size = self.config.model.vision.image_size
+        images = resized(frames, size) if resize else np.zeros((len(frames), 3, 0, 0), np.uint8)
         state = self.normalise_state(observation.state) if self.config.state_in_prompt else None
         if state is None:
             self._checked_state(observation.state)
         length = self.config.model.max_token_len
         tokens, token_mask = self._tokenizer.padded(observation.prompt, state, length)
-        return ModelInputs(images, image_mask, tokens, token_mask)
+        image_mask = np.array([frame is not None for frame in frames])
+        kept = () if resize else within_reach(frames)
+        return ModelInputs(images, image_mask, tokens, token_mask, kept)
 
     def normalise_state(self, state: npt.NDArray[Any]) -> F64:
         """f[S] robot units -> f64[S] normalised, not clipped."""
@@ -108,24 +116,34 @@ class Preprocessor:
             )
         return array.astype(np.float64)
 
-    def _images(self, observation: Observation) -> tuple[U8, npt.NDArray[np.bool_]]:
-        """u8[V,3,S,S] and bool[V]; a missing camera is black and masked."""
-        slots = self.config.camera_slots
-        unknown = sorted(set(observation.images) - set(slots))
-        if unknown or not observation.images:
-            got = f"unknown slots {unknown}" if unknown else "no image at all"
-            raise ValueError(f"wanted images for the slots {list(slots)}, got {got}")
-        size = self.config.model.vision.image_size
-        images = image_array((len(slots), 3, size, size))
-        mask = np.zeros(len(slots), np.bool_)
-        for i, slot in enumerate(slots):
-            if slot in observation.images:
-                image = resize_with_pad(_checked_image(slot, observation.images[slot]), size)
-                images[i] = image.transpose(2, 0, 1)
-                mask[i] = True
-            else:
-                images[i] = 0
-        return images, mask
+
+def checked_frames(observation: Observation, slots: Sequence[str]) -> tuple[U8 | None, ...]:
+    """By slot, u8[H,W,3] or None where the camera is missing; ValueError for wrong images."""
+    unknown = sorted(set(observation.images) - set(slots))
+    if unknown or not observation.images:
+        got = f"unknown slots {unknown}" if unknown else "no image at all"
+        raise ValueError(f"wanted images for the slots {list(slots)}, got {got}")
+    given = ((slot, observation.images.get(slot)) for slot in slots)
+    return tuple(None if image is None else _checked_image(slot, image) for slot, image in given)
+
+
+def resized(frames: Sequence[U8 | None], size: int) -> U8:
+    """u8[V,3,size,size]; a missing camera is black."""
+    images = image_array((len(frames), 3, size, size))
+    for place, frame in enumerate(frames):
+        images[place] = 0 if frame is None else resize_with_pad(frame, size).transpose(2, 0, 1)
+    return images
+
+
+def within_reach(frames: Sequence[U8 | None]) -> tuple[U8 | None, ...]:
+    """Copies of frames where a GPU of this process fetches them by itself."""
+    return tuple(None if frame is None else _copied(frame) for frame in frames)
+
+
+def _copied(frame: U8) -> U8:
+    copy = image_array(frame.shape)
+    copy[:] = frame
+    return copy
 
 
 def _checked_image(slot: str, image: U8) -> U8:

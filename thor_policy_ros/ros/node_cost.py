@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
@@ -35,7 +36,7 @@ from thor_policy_ros.ros.conversions import seconds
 from thor_policy_ros.ros.demo import isolated_ros
 from thor_policy_ros.ros.memory_use import MB, rss_bytes
 from thor_policy_ros.ros.node_processes import NodeProcesses
-from thor_policy_ros.ros.soak import node_commands
+from thor_policy_ros.ros.soak import add_priorities, node_commands
 
 START_LIMIT_S, SETTLE_S = 120.0, 10.0
 OWN_P50_MS, OWN_P99_MS = 2.0, 5.0
@@ -44,13 +45,14 @@ MODEL = ("vision_ms", "prefill_ms", "denoise_ms")
 
 @dataclass
 class CostRecord:
-    """Every figure in ms; rss: bytes, once a second."""
+    """Every figure in ms; rss: bytes, once a second. schedulers: by node, as it says itself."""
 
     own: list[float] = field(default_factory=list)
     model: list[float] = field(default_factory=list)
     arriving: list[float] = field(default_factory=list)
     leaving: list[float] = field(default_factory=list)
     rss: list[int] = field(default_factory=list)
+    schedulers: dict[str, str] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
         """Quantiles, and the growth of memory: the last fifth's median over the first's."""
@@ -60,6 +62,7 @@ class CostRecord:
         fifth = max(len(self.rss) // 5, 1)
         first, last = (float(np.median(part)) for part in (self.rss[:fifth], self.rss[-fifth:]))
         return {
+            "schedulers": self.schedulers,
             "frames": len(self.own),
             "own_ms": quantiles(self.own),
             "in_ms": quantiles(self.arriving),
@@ -92,6 +95,7 @@ class CostNode(Node):
         self.create_subscription(
             Image, "camera_base/image_raw", self._on_image, qos_profile_sensor_data
         )
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, deep)
 
     def end(self) -> None:
         self._spinner.shutdown()
@@ -114,13 +118,27 @@ class CostNode(Node):
     def _on_image(self, message: Image) -> None:
         self.record.arriving.append((time.time() - seconds(message.header.stamp)) * 1e3)
 
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            node = status.name.partition(":")[0]
+            said = {pair.key: pair.value for pair in status.values}
+            if "scheduler" in said:
+                self.record.schedulers[node] = said["scheduler"]
+
 
 def measure(arguments: argparse.Namespace) -> CostRecord:
     """In an initialised rclpy. NodeDiedError where a process ends early."""
     node = CostNode(CostRecord())
     try:
         with NodeProcesses(arguments.out / "logs") as processes:
-            processes.start(node_commands(arguments, arguments.backend))
+            processes.start(
+                node_commands(
+                    arguments,
+                    arguments.backend,
+                    realtime_priority=arguments.realtime_priority,
+                    inference_priority=arguments.inference_priority,
+                )
+            )
             wait_for_frames(node)
             node.spin_for(SETTLE_S)
             node.record = CostRecord()
@@ -162,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", default="pytorch", help="default: %(default)s")
     parser.add_argument("--checkpoint", type=Path, help="default: the demo checkpoint")
     parser.add_argument("--device", default="cpu", help="default: cpu, as the demo")
+    add_priorities(parser)
     parser.add_argument("--growth", type=float, default=0.01, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("out/node_cost"), help="folder for logs")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -172,7 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = faults(figures, arguments.growth)
     result = {
         "command": f"python -m thor_policy_ros.ros.node_cost --seconds {arguments.seconds}"
-        f" --backend {arguments.backend}",
+        f" --backend {arguments.backend} --inference-priority {arguments.inference_priority}"
+        f" --realtime-priority {arguments.realtime_priority}",
         "backend": arguments.backend,
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),

@@ -147,6 +147,14 @@ POLICY = (
         bounds=(0, 256),
     ),
     ParameterRow(
+        "realtime_priority",
+        "int",
+        0,
+        "Priority of the inference thread under SCHED_FIFO, below the executor's; 0: the ordinary "
+        "scheduler",
+        bounds=(0, 99),
+    ),
+    ParameterRow(
         "autostart",
         "bool",
         True,

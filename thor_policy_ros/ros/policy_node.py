@@ -64,6 +64,7 @@ from thor_policy_ros.ros.policy_session import (
     make_runner,
 )
 from thor_policy_ros.ros.process import run_node
+from thor_policy_ros.ros.realtime import RealtimeState, enter_realtime
 from thor_policy_ros.ros.recovering_node import RecoveringNode
 from thor_policy_ros.ros.reuse_parameters import reuse_refusal, reuse_rules
 from thor_policy_ros.ros.smooth_motion_parameters import (
@@ -115,6 +116,7 @@ class PolicyNode(RecoveringNode):
         self._loop: FrameLoop | None = None
         self._chunking = RealTimeChunking(chunking_rules(self.parameters))
         self._hops = FrameHops()
+        self._realtime = RealtimeState()
         self._timer: Timer | None = None
         self._chunks = self.create_lifecycle_publisher(ActionChunk, "~/action_chunk", RELIABLE)
         self._latencies = self.create_lifecycle_publisher(FrameLatency, "~/frame_latency", RELIABLE)
@@ -150,6 +152,11 @@ class PolicyNode(RecoveringNode):
     async def do_activate(self) -> None:
         assert self._thread is not None and self._loop is not None
         self._forget_inputs()
+        priority = self.parameters["realtime_priority"]  # of frames, not of loading
+        entering = self._thread.call(lambda: enter_realtime(priority, lock_memory=False))
+        self._realtime = await finished_elsewhere(self.executor, entering)
+        for refusal in self._realtime.refusals:
+            self.get_logger().warning(refusal)
         await finished_elsewhere(self.executor, self._thread.call(self._loop.begin))
         self._thread.run_on_ticks(self._loop.on_tick)
         self._restart_timer()
@@ -418,13 +425,13 @@ class PolicyNode(RecoveringNode):
         self._instruction.note_refusal(lifecycle)
         self.note_unkept(lifecycle)
         now_s, cameras = self._ros_now_s(), cameras_of(self.parameters)
-        facts = self._frames, statistics, now_s, active
+        facts, alarms = (self._frames, statistics, now_s, active), self._health.alarms
         return [
             lifecycle,
             self._health.with_gpu(backend_report(self._switch), self._switch),
             input_report(records.values(), *facts),
             *self._health.input_reports(cameras, records, *facts),
-            inference_report(self.parameters, statistics, active, self._health.alarms),
+            inference_report(self.parameters, statistics, active, alarms, self._realtime),
             self._reuse_report(statistics if active else None),
             motion_report(self.parameters, self._chunking.facts, active),
             injection_report(injected_latency(self.parameters)),

@@ -10,6 +10,7 @@ from thor_policy_ros.ros.inputs import InputRecord
 from thor_policy_ros.ros.live_switch import LiveSwitch
 from thor_policy_ros.ros.memory_use import memory_values
 from thor_policy_ros.ros.parameters import NodeParameters
+from thor_policy_ros.ros.realtime import RealtimeState
 from thor_policy_ros.runtime.alarms import Alarms
 from thor_policy_ros.runtime.frame_hops import HOPS
 from thor_policy_ros.runtime.latest_frames import LatestFrames
@@ -122,9 +123,10 @@ def inference_report(
     statistics: FrameStatistics | None,
     active: bool,
     alarms: Alarms | None = None,
+    realtime: RealtimeState = RealtimeState(),  # noqa: B008 (frozen)
 ) -> Report:
     """Rates, quantiles of every stage, misses and refusals. alarms: remembers the level of the
-    misses; None for a report on its own."""
+    misses; None for a report on its own. realtime: of the inference thread."""
     report = Report("inference", fine="chunks on time")
     if statistics is None or not active:
         report.note(STALE, "not active")
@@ -143,7 +145,10 @@ def inference_report(
         "not_ready_ticks": counts.not_ready_ticks,
         "deadline_misses": counts.deadline_misses,
         "deadline_miss_ratio": statistics.miss_ratio,
+        "scheduler": realtime.scheduler,
     }
+    for refusal in realtime.refusals:
+        report.note(WARN, refusal)
     for stage in (*STAGES, *HOPS):
         if stage in statistics.quantiles_ms:
             found = statistics.quantiles_ms[stage]

@@ -163,16 +163,28 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--hold", type=float, default=0.0, help="hold that is allowed, s (default 0)"
     )
+    add_priorities(parser)
+    parser.add_argument("--out", type=Path, default=Path("out/soak"), help="folder for logs")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    return parser.parse_args(argv)
+
+
+def add_priorities(parser: argparse.ArgumentParser) -> None:
+    """Options for SCHED_FIFO, as a robot would have it."""
     parser.add_argument(
         "--realtime-priority",
         type=int,
         default=0,
-        help="of the executor's control thread, with its memory locked, as a robot would have it"
-        " (default 0: an ordinary thread)",
+        help="of the executor's control thread, with its memory locked (default 0: an ordinary"
+        " thread)",
     )
-    parser.add_argument("--out", type=Path, default=Path("out/soak"), help="folder for logs")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--inference-priority",
+        type=int,
+        default=0,
+        help="of the policy's inference thread, below the executor's (default 0: an ordinary"
+        " thread)",
+    )
 
 
 def node_commands(
@@ -180,7 +192,9 @@ def node_commands(
     first: str,
     speed_m_s: float = DEMO_SPEED_M_S,
     realtime_priority: int = 0,
+    inference_priority: int = 0,
 ) -> list[NodeCommand]:
+    """realtime_priority: of the executor; inference_priority: of the policy's frames."""
     share = share_dir()
     realtime = (("realtime_priority", str(realtime_priority)), ("lock_memory", "true"))
     config = (share / "config" / "demo.yaml",)
@@ -194,6 +208,7 @@ def node_commands(
                 ("backend", first),
                 ("device", arguments.device),
                 ("switch_mode", arguments.mode),
+                ("realtime_priority", str(inference_priority)),
                 ("verification_report_dir", str((arguments.out / "reports").resolve())),
             ),
         ),
@@ -272,7 +287,12 @@ def run_nodes(arguments: argparse.Namespace) -> SoakRecord:
         node.ticks = record.ticks
         switch_all(node, processes, names, arguments.switches)
 
-    commands = node_commands(arguments, names[0], realtime_priority=arguments.realtime_priority)
+    commands = node_commands(
+        arguments,
+        names[0],
+        realtime_priority=arguments.realtime_priority,
+        inference_priority=arguments.inference_priority,
+    )
     record.failures += run_beside(node, arguments.out, commands, work)
     return record
 
@@ -288,6 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "device": arguments.device,
         "cpu_count": os.cpu_count(),
         "realtime_priority": arguments.realtime_priority,
+        "inference_priority": arguments.inference_priority,
     }
     text = json.dumps({"settings": settings, **record.summary(), "faults": faults}, indent=1)
     if arguments.json:

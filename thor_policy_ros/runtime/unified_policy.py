@@ -87,8 +87,10 @@ class UnifiedPolicy(Closing):
         self.backend.warmup()
 
     def preprocess(self, observation: Observation) -> ModelInputs:
-        """Model inputs of an observation in robot units; ValueError says what is wrong with it."""
-        return self._preprocessor(observation)
+        """What the backend takes of an observation in robot units; ValueError says what is wrong
+        with it. Images are resized here, unless the backend does that itself."""
+        resizes = getattr(self.backend, "resizes_frames", False)
+        return self._preprocessor(observation, resize=not resizes)
 
     def postprocess(self, actions: F32, state: F32) -> F32:
         """Normalised actions f32[H,32] -> commands f32[H,A], robot units.

@@ -166,33 +166,27 @@ def test_without_gain_the_target_does_not_matter_to_the_bit(
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "size", "patch"),
-    [(12, 17, 6, 2), (15, 9, 6, 3), (8, 8, 8, 4), (3, 5, 8, 4)],
+    ("height", "width", "size"), [(12, 17, 6), (15, 9, 6), (8, 8, 8), (3, 5, 8), (40, 31, 7)]
 )
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_image_patches(
-    triton_ops: Ops,
-    device: torch.device,
-    height: int,
-    width: int,
-    size: int,
-    patch: int,
-    dtype: torch.dtype,
+def test_a_resized_image_to_the_bit(
+    triton_ops: Ops, device: torch.device, height: int, width: int, size: int
 ) -> None:
-    """float32 to the bit; the reference is Pillow's resize to the bit (test_reference.py)."""
+    """The reference is Pillow's resize to the bit (test_reference.py)."""
     pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3)).astype(np.uint8)
     image = torch.from_numpy(pixels)
-    shape = ((size // patch) ** 2, 3 * patch * patch + 4)
-    out = torch.full(shape, torch.nan, device=device, dtype=dtype)
-    wanted = torch.empty(shape, dtype=dtype)
-    taps = resize_taps(height, width, size, device)
-    triton_ops.image_patches(image.to(device), taps, patch, out)
-    EXACT.image_patches(image, resize_taps(height, width, size, "cpu"), patch, wanted)
+    out = torch.full((3, size, size), 77, device=device, dtype=torch.uint8)
+    wanted = torch.empty((3, size, size), dtype=torch.uint8)
+    triton_ops.resize_image(image.to(device), resize_taps(height, width, size, device), out)
+    EXACT.resize_image(image, resize_taps(height, width, size, "cpu"), wanted)
     assert torch.equal(out.cpu(), wanted)
 
 
-def test_an_image_of_another_size_is_refused(triton_ops: Ops, device: torch.device) -> None:
+@pytest.mark.parametrize("shape", [(8, 9, 3), (8, 8, 3)])
+def test_an_image_of_another_size_is_refused(
+    triton_ops: Ops, device: torch.device, shape: tuple[int, ...]
+) -> None:
     taps = resize_taps(8, 8, 16, device)
-    image = torch.zeros((8, 9, 3), dtype=torch.uint8, device=device)
-    with pytest.raises(ValueError, match="make the taps for its size"):
-        triton_ops.image_patches(image, taps, 8, torch.empty(4, 192, device=device))
+    image = torch.zeros(shape, dtype=torch.uint8, device=device)
+    out = torch.empty(3, 15, 15, dtype=torch.uint8, device=device)
+    with pytest.raises(ValueError, match="make the taps for their sizes"):
+        triton_ops.resize_image(image, taps, out)

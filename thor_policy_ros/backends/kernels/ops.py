@@ -206,11 +206,10 @@ class Ops(Protocol):
         weight is one of `weights.split_patches`.
         """
 
-    def image_patches(self, image: Tensor, taps: ResizeTaps, patch: int, out: Tensor) -> None:
-        """Resize with padding, normalise to [-1,1] and cut into patches, in one pass.
+    def resize_image(self, image: Tensor, taps: ResizeTaps, out: Tensor) -> None:
+        """Resize with padding, to the bit as `model.transforms.resize_with_pad`.
 
-        image: u8[height,width,3] as `taps` were made for. out: [N,C], N patches row by row,
-        C >= 3*patch*patch: channel, row, column of a patch; further columns become 0.
+        image: u8[height,width,3] and out: u8[3,size,size], as `taps` were made for.
         """
 
 

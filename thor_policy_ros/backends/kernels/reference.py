@@ -195,14 +195,11 @@ class ReferenceOps:
         cut = _patches(seen, grid, weight.shape[1])
         return (F.linear(cut, weight) + offset).to(dtype).view(-1, width)
 
-    def image_patches(self, image: Tensor, taps: ResizeTaps, patch: int, out: Tensor) -> None:
-        pixels = _resized(image, taps).permute(2, 0, 1)
-        normalised = pixels.float() / 255 * 2 - 1
-        grid = taps.size // patch
-        patches = normalised.reshape(3, grid, patch, grid, patch).permute(1, 3, 0, 2, 4)
-        columns = 3 * patch * patch
-        out[:, :columns] = patches.reshape(grid * grid, columns)
-        out[:, columns:] = 0
+    def resize_image(self, image: Tensor, taps: ResizeTaps, out: Tensor) -> None:
+        taps.require_sizes(image, out)
+        across = _pass(image.long(), taps.first_x.long(), taps.weights_x.long(), 1)
+        down = _pass(across, taps.first_y.long(), taps.weights_y.long(), 0)
+        out.copy_(down.permute(2, 0, 1))
 
 
 def _patches(images: Tensor, grid: int, columns: int) -> Tensor:
@@ -287,12 +284,6 @@ def _attended(q: Tensor, keys: Tensor, values: Tensor, length: Tensor) -> Tensor
     )
     shape = (groups, tokens, heads // groups, head_dim)
     return attended[0].view(shape).transpose(0, 1).reshape(tokens, heads * head_dim)
-
-
-def _resized(image: Tensor, taps: ResizeTaps) -> Tensor:
-    """u8-valued i64[size,size,3]."""
-    across = _pass(image.long(), taps.first_x.long(), taps.weights_x.long(), 1)
-    return _pass(across, taps.first_y.long(), taps.weights_y.long(), 0)
 
 
 def _pass(image: Tensor, first: Tensor, weights: Tensor, dim: int) -> Tensor:

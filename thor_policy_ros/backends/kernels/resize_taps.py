@@ -38,6 +38,15 @@ class ResizeTaps:
     first_y: Tensor
     weights_y: Tensor
 
+    def require_sizes(self, image: Tensor, out: Tensor) -> None:
+        """ValueError unless image [height,width,3] is to become out [3,size,size]."""
+        source, target = [self.height, self.width, 3], [3, self.size, self.size]
+        if list(image.shape) != source or list(out.shape) != target:
+            raise ValueError(
+                f"wanted an image {source} and a result {target}, got {list(image.shape)} and"
+                f" {list(out.shape)}; make the taps for their sizes"
+            )
+
 
 def resize_taps(height: int, width: int, size: int, device: torch.device | str) -> ResizeTaps:
     """Tables that do what `model.transforms.resize_with_pad` does."""

@@ -10,7 +10,7 @@ from thor_policy_ros.backends.kernels import (
     attention,
     flow_step,
     folded_gemm,
-    image_patches,
+    image_resize,
     layer_norm,
     patch_embedding,
     rms_norm,
@@ -183,5 +183,5 @@ class TritonOps:
     ) -> Tensor:
         return patch_embedding.embed_patches(self.target, images, weight, offset, dtype)
 
-    def image_patches(self, image: Tensor, taps: ResizeTaps, patch: int, out: Tensor) -> None:
-        image_patches.image_patches(self.target, image, taps, patch, out)
+    def resize_image(self, image: Tensor, taps: ResizeTaps, out: Tensor) -> None:
+        image_resize.resize_image(self.target, image, taps, out)
