@@ -92,6 +92,8 @@ def test_frames_are_left_as_they_came_for_an_engine_that_resizes(
     assert missing is None and frame is not None
     assert np.array_equal(frame, image) and not np.shares_memory(frame, image)
     assert kept.images.size == 0 and inputs.frames == ()
+    square = dataclasses.replace(one, images={"base_0_rgb": np.ones((28, 28, 3), np.uint8)})
+    assert transforms(square, resize=False).frames == (), "nothing to resize"
     assert np.array_equal(resized(kept.frames, 28), inputs.images)
     for name in ("image_mask", "tokens", "token_mask"):
         assert np.array_equal(getattr(kept, name), getattr(inputs, name))

@@ -55,10 +55,12 @@ class Preprocessor:
     def __call__(self, observation: Observation, *, resize: bool = True) -> ModelInputs:
         """Model inputs of one observation (robot units); see the class for errors.
 
-        resize: False leaves images as they came, for an engine that resizes them itself.
+        resize: False leaves images as they came, for an engine that resizes them itself, unless
+        all have the model's size.
         """
         frames = checked_frames(observation, self.config.camera_slots)
         size = self.config.model.vision.image_size
+        resize = resize or all(frame is None or frame.shape[:2] == (size, size) for frame in frames)
         images = resized(frames, size) if resize else np.zeros((len(frames), 3, 0, 0), np.uint8)
         state = self.normalise_state(observation.state) if self.config.state_in_prompt else None
         if state is None:
