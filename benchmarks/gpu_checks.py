@@ -53,7 +53,7 @@ SECTIONS = (
     Section("soak", 100, False, gpu_sections.soak),
     Section("full", 130, True, gpu_sections.full),
     Section("exhausted", 150, False, gpu_sections.exhausted),
-    Section("tests", 90, False, gpu_sections.tests),
+    Section("tests", 150, False, gpu_sections.tests),
     Section("success", 240, True, gpu_sections.success),
 )
 
