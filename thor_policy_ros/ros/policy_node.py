@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -32,7 +33,6 @@ from thor_policy_ros.ros.diagnostics import (
 )
 from thor_policy_ros.ros.frame_loop import (
     FrameLoop,
-    FrameSettings,
     FrameStatistics,
     PolicyFacts,
 )
@@ -61,12 +61,13 @@ from thor_policy_ros.ros.policy_session import (
     check_cameras,
     chunking_refusal,
     facts_of,
+    frame_settings,
     make_runner,
 )
 from thor_policy_ros.ros.process import run_node
 from thor_policy_ros.ros.realtime import RealtimeState, enter_realtime
 from thor_policy_ros.ros.recovering_node import RecoveringNode
-from thor_policy_ros.ros.reuse_parameters import reuse_refusal, reuse_rules
+from thor_policy_ros.ros.reuse_parameters import reuse_refusal
 from thor_policy_ros.ros.smooth_motion_parameters import (
     chunking_rules,
     injected_latency,
@@ -232,7 +233,7 @@ class PolicyNode(RecoveringNode):
     ) -> FrameLoop:
         runner = self._make_runner(policy, facts)
         window = self.parameters["latency_window"]
-        clock, settings = self._ros_now_s, self._settings
+        clock, settings = self._ros_now_s, partial(frame_settings, self.parameters)
         return FrameLoop(
             runner, frames, facts, self, clock, settings, window, self._chunking, self._hops
         )
@@ -388,18 +389,6 @@ class PolicyNode(RecoveringNode):
         if "control_rate_hz" in changed and self._timer is not None:
             self._restart_timer()
 
-    def _settings(self) -> FrameSettings:
-        period_ms = 1e3 / self.parameters["control_rate_hz"]
-        deadline_ms = self.parameters["deadline_ms"] or period_ms
-        return FrameSettings(
-            num_steps=self.parameters["num_denoise_steps"],
-            deadline_ms=deadline_ms,
-            seed=self.parameters["seed"],
-            rules=reuse_rules(self.parameters, deadline_ms),
-            blending=self.parameters["chunk_blending"],
-            injected=injected_latency(self.parameters),
-        )
-
     # Reports
 
     def _ros_now_s(self) -> float:
@@ -439,7 +428,7 @@ class PolicyNode(RecoveringNode):
 
     def _reuse_report(self, statistics: FrameStatistics | None) -> Report:
         loaded = self._switch.loaded if self._switch is not None else None
-        settings = self._settings()
+        settings = frame_settings(self.parameters)
         return reuse_report(
             None if statistics is None else statistics.decisions,
             settings.rules,

@@ -1,4 +1,4 @@
-"""How the node's parameters fit the loaded policy: cameras, joints, action names."""
+"""What the node's parameters make of the loaded policy: cameras, names, the settings of a frame."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from thor_policy_ros.backends.registry import REMOTE
-from thor_policy_ros.ros.frame_loop import PolicyFacts
+from thor_policy_ros.ros.frame_loop import FrameSettings, PolicyFacts
 from thor_policy_ros.ros.inputs import Camera
 from thor_policy_ros.ros.parameters import NodeParameters
+from thor_policy_ros.ros.reuse_parameters import reuse_rules
+from thor_policy_ros.ros.smooth_motion_parameters import injected_latency
 from thor_policy_ros.runtime.policy_runner import PolicyRunner
 from thor_policy_ros.types import JointLimits
 
@@ -58,6 +60,20 @@ def facts_of(parameters: NodeParameters, policy: UnifiedPolicy) -> PolicyFacts:
             f"{config.action_dim} actions: name the joint that each commands"
         )
     return PolicyFacts(policy.spec.name, tuple(action_names), config.state_dim)
+
+
+def frame_settings(parameters: NodeParameters) -> FrameSettings:
+    """What the next frame goes by."""
+    period_ms = 1e3 / parameters["control_rate_hz"]
+    deadline_ms = parameters["deadline_ms"] or period_ms
+    return FrameSettings(
+        num_steps=parameters["num_denoise_steps"],
+        deadline_ms=deadline_ms,
+        seed=parameters["seed"],
+        rules=reuse_rules(parameters, deadline_ms),
+        blending=parameters["chunk_blending"],
+        injected=injected_latency(parameters),
+    )
 
 
 def chunking_refusal(
