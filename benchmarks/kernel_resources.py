@@ -94,14 +94,19 @@ def recorded(case: Case, limits: DeviceLimits, overlap: bool) -> list[Launch]:
 
 
 def compiled(launch: Launch, arch: int) -> Any:
-    """As Triton specialises and compiles a launch: aligned pointers, and 1 and None known."""
+    """As Triton specialises and compiles a launch: aligned pointers, and 1 and None known, but for
+    what a kernel keeps open."""
     names = launch.kernel.arg_names
+    open_names = {p.name for p in launch.kernel.params if p.do_not_specialize}
     arguments = dict(zip(names, launch.args, strict=False))
     arguments |= {k: v for k, v in launch.options.items() if k in names}
     constants = {p.name for p in launch.kernel.params if p.is_constexpr}
     signature, constexprs, attributes = {}, {}, {}
     for index, name in enumerate(names):
         value = arguments[name]
+        if name in open_names:
+            signature[name] = _type_of(value)
+            continue
         if name in constants or value is None or (type(value) is int and value == 1):
             signature[name], constexprs[name] = "constexpr", value
             continue

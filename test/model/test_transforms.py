@@ -83,7 +83,7 @@ def test_frames_are_left_as_they_came_for_an_engine_that_resizes(
     tokenizer: PromptTokenizer,
 ) -> None:
     """In copies, since a subscription's image is not to be written to, and else the same inputs."""
-    image = np.random.default_rng(3).integers(0, 256, (31, 17, 3), dtype=np.uint8)
+    image = np.random.default_rng(3).integers(0, 256, (17, 31, 3), dtype=np.uint8)
     image.flags.writeable = False
     one = dataclasses.replace(toy_observation(), images={"left_wrist_0_rgb": image})
     transforms = preprocessor(TINY, tokenizer)
@@ -94,6 +94,8 @@ def test_frames_are_left_as_they_came_for_an_engine_that_resizes(
     assert kept.images.size == 0 and inputs.frames == ()
     square = dataclasses.replace(one, images={"base_0_rgb": np.ones((28, 28, 3), np.uint8)})
     assert transforms(square, resize=False).frames == (), "nothing to resize"
+    tall = dataclasses.replace(one, images={"base_0_rgb": np.ones((31, 30, 3), np.uint8)})
+    assert transforms(tall, resize=False).frames == (), "Pillow's order of passes is its own"
     assert np.array_equal(resized(kept.frames, 28), inputs.images)
     for name in ("image_mask", "tokens", "token_mask"):
         assert np.array_equal(getattr(kept, name), getattr(inputs, name))
@@ -121,6 +123,7 @@ def test_the_normalised_state_is_in_the_prompt_where_the_config_says_so(
         ({"images": {"base_0_rgb": np.zeros((8, 8, 3), np.float32)}}, "uint8 RGB .* got float32"),
         ({"images": {"base_0_rgb": np.zeros((3, 8, 8), np.uint8)}}, r"\[height, width, 3\], got"),
         ({"images": {"base_0_rgb": np.zeros((8, 8), np.uint8)}}, r"got \[8, 8\]"),
+        ({"images": {"base_0_rgb": None}}, "uint8 RGB .* got NoneType"),
         ({"images": {"base_0_rgb": np.zeros((0, 8, 3), np.uint8)}}, r"got \[0, 8, 3\]"),
         ({"state": np.zeros(5, np.float32)}, r"state of 4 values .* got shape \(5,\)"),
         ({"state": np.array([0, np.nan, 0, np.inf], np.float32)}, r"not finite at index \[1, 3\]"),

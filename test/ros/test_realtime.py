@@ -39,7 +39,8 @@ def test_what_is_permitted_is_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(realtime.ctypes, "CDLL", lambda *_, **__: libc)
     assert enter_realtime(40, True) == RealtimeState("SCHED_FIFO 40", True, ())
     ((pid, policy, param),) = asked
-    assert (pid, policy, param.sched_priority) == (0, os.SCHED_FIFO, 40)
+    wanted = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+    assert (pid, policy, param.sched_priority) == (0, wanted, 40)
     assert libc.flags == 3, "what there is and what will be"
 
 
@@ -60,11 +61,16 @@ def test_what_is_not_permitted_is_said_with_what_to_change(
 
 
 def test_the_system_itself_is_asked_and_answers_one_way_or_the_other() -> None:
-    """In a thread of its own, which ends with its scheduler."""
+    """In a thread of its own, which ends with its scheduler; what it starts is ordinary."""
     found: list[tuple[RealtimeState, int]] = []
+    started: list[int] = []
 
     def ask() -> None:
-        found.append((enter_realtime(1, False), os.sched_getscheduler(0)))
+        state = enter_realtime(1, False)
+        child = threading.Thread(target=lambda: started.append(os.sched_getscheduler(0)))
+        child.start()
+        child.join()
+        found.append((state, os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK))
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -72,3 +78,4 @@ def test_the_system_itself_is_asked_and_answers_one_way_or_the_other() -> None:
     ((state, policy),) = found
     permitted = not state.refusals
     assert permitted == (state.scheduler == "SCHED_FIFO 1") == (policy == os.SCHED_FIFO)
+    assert started == [os.SCHED_OTHER]

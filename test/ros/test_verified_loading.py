@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 from rclpy.parameter import Parameter
 from support.fake_robot import JOINTS, FakeRobot
+from support.faulty_engine import resizing
 from support.ros_probe import Probe
 
 from thor_policy_ros.backends import pytorch
@@ -139,6 +141,18 @@ def test_an_engine_that_is_not_the_policy_is_closed_and_reported(
     assert path.name == "verification_fake.json"
     assert not report["ok"] and "of layer 1" in report["reason"]
     assert report["checkpoint"] == str(arm_checkpoint) and len(report["keys_cosine"]) == 2
+
+
+def test_an_engine_that_resizes_frames_loads_if_they_are_what_pillow_makes(
+    arm_checkpoint: Path, engine: Spy
+) -> None:
+    engine.change = resizing
+    load_policy(request(arm_checkpoint, FAKE), References(), str).policy.close()
+    for fault in ("swapped", "black"):
+        engine.change = partial(resizing, fault=fault)
+        with pytest.raises(VerificationFailedError, match=r"camera frames .* keys that are .* off"):
+            load_policy(request(arm_checkpoint, FAKE), References(), str)
+        assert engine.events[-1] == "close fake"
 
 
 def node_of(probe: Probe, checkpoint: Path, backend: str) -> PolicyNode:

@@ -13,6 +13,7 @@ from thor_policy_ros.backends.pytorch import PyTorchBackend
 from thor_policy_ros.model.gemma import rope_tables
 from thor_policy_ros.model.pi05 import Encoded, Pi05, positions_of
 from thor_policy_ros.model.pixels import in_model_range
+from thor_policy_ros.model.transforms import resized
 from thor_policy_ros.runtime.unified_policy import UnifiedPolicy
 from thor_policy_ros.types import F32, Guidance, ModelInputs, PrefixKV
 
@@ -186,3 +187,18 @@ def _change_prefix(policy: UnifiedPolicy, change: Callable[[PrefixKV], PrefixKV]
 @torch.inference_mode()
 def _changed(prefix: PrefixKV, change: Callable[[PrefixKV], PrefixKV]) -> PrefixKV:
     return change(prefix)
+
+
+def resizing(backend: PyTorchBackend, fault: str = "") -> None:
+    """It takes camera frames, and resizes them; fault: 'swapped' or 'black' ones."""
+    plain, size = backend.prefill, backend.model.config.vision.image_size
+
+    def prefill(inputs: ModelInputs, observed_at_s: float) -> PrefixKV:
+        if inputs.frames:
+            frames = inputs.frames[::-1] if fault == "swapped" else inputs.frames
+            images = resized(frames, size) * np.uint8(fault != "black")
+            inputs = replace(inputs, images=images, frames=())
+        return plain(inputs, observed_at_s)
+
+    backend.prefill = prefill  # type: ignore[method-assign]
+    backend.resizes_frames = True  # type: ignore[attr-defined]

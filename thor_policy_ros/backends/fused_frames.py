@@ -28,18 +28,22 @@ class FrameResizer:
     def __init__(self, cameras: int, size: int, device: torch.device) -> None:
         self._size = size
         self._device = device
-        self._pixels = torch.zeros((cameras, 3, size, size), dtype=torch.uint8, device=device)
+        shape = (3, size, size)
+        self._pixels = [
+            torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(cameras)
+        ]
         self._raw = [torch.empty(0, dtype=torch.uint8, device=device) for _ in range(cameras)]
         self._taps: OrderedDict[tuple[int, int], ResizeTaps] = OrderedDict()
 
-    def __call__(self, ops: Ops, frames: Sequence[U8]) -> Tensor:
-        """u8[H,W,3] of the first cameras -> u8[cameras,3,S,S], valid until the next call. Launched
-        in the current stream: frames in pinned memory must not change until that is done."""
+    def __call__(self, ops: Ops, frames: Sequence[U8]) -> list[Tensor]:
+        """u8[H,W,3] of each camera, not taller than wide -> u8[3,S,S] each, valid until the next
+        call. Launched in the current stream: frames in pinned memory must not change until that is
+        done."""
         for place, frame in enumerate(frames):
             height, width, _ = frame.shape
             taps = self._taps_of(height, width)
             ops.resize_image(self._fetched(place, frame), taps, self._pixels[place])
-        return self._pixels
+        return self._pixels[: len(frames)]
 
     def _fetched(self, place: int, frame: U8) -> Tensor:
         if self._raw[place].numel() < frame.size:
@@ -64,7 +68,7 @@ def frames_refused(ops: Ops, size: int, device: torch.device) -> str:
     def trial() -> float:
         resizer, random = FrameResizer(1, size, device), np.random.default_rng(0)
         differs = False
-        for height, width in ((size + 3, 2 * size), (size - 3, size // 2)):
+        for height, width in ((size + 3, 2 * size), (size // 2, size - 3)):
             frame = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
             made = resizer(ops, [frame])[0].permute(1, 2, 0).cpu().numpy()
             differs |= not np.array_equal(made, resize_with_pad(frame, size))

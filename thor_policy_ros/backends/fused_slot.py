@@ -133,12 +133,14 @@ class Slot:
         """As `put_images`, for frames u8[H,W,3] that the device resizes."""
         if self._resizer is None:
             raise ValueError("this engine wants images of the model's size, got camera frames")
+        seen = [frame for i in present if (frame := frames[i]) is not None]
+        if len(seen) != len(present):
+            raise ValueError(f"wanted a frame of each of {len(present)} cameras, got {len(seen)}")
         addresses = self._addresses.array()
-        self._held = frames
-        pixels = self._resizer(ops, [frame for i in present if (frame := frames[i]) is not None])
+        self._held = seen
         addresses[0] = 1
-        for place in range(len(present)):
-            addresses[1 + place] = pixels[place].data_ptr()
+        for place, pixels in enumerate(self._resizer(ops, seen), 1):
+            addresses[place] = pixels.data_ptr()
 
     def launched(self) -> None:
         """What reads the images has been launched."""

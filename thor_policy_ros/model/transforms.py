@@ -56,11 +56,14 @@ class Preprocessor:
         """Model inputs of one observation (robot units); see the class for errors.
 
         resize: False leaves images as they came, for an engine that resizes them itself, unless
-        all have the model's size.
+        all have the model's size or one is taller than wide: for such a one Pillow 13 may go along
+        y first, and an engine goes along x.
         """
         frames = checked_frames(observation, self.config.camera_slots)
         size = self.config.model.vision.image_size
-        resize = resize or all(frame is None or frame.shape[:2] == (size, size) for frame in frames)
+        shapes = {frame.shape[:2] for frame in frames if frame is not None}
+        tall = any(height > width for height, width in shapes)
+        resize = resize or tall or shapes == {(size, size)}
         images = resized(frames, size) if resize else np.zeros((len(frames), 3, 0, 0), np.uint8)
         state = self.normalise_state(observation.state) if self.config.state_in_prompt else None
         if state is None:
@@ -125,8 +128,8 @@ def checked_frames(observation: Observation, slots: Sequence[str]) -> tuple[U8 |
     if unknown or not observation.images:
         got = f"unknown slots {unknown}" if unknown else "no image at all"
         raise ValueError(f"wanted images for the slots {list(slots)}, got {got}")
-    given = ((slot, observation.images.get(slot)) for slot in slots)
-    return tuple(None if image is None else _checked_image(slot, image) for slot, image in given)
+    images = observation.images
+    return tuple(_checked_image(s, images[s]) if s in images else None for s in slots)
 
 
 def resized(frames: Sequence[U8 | None], size: int) -> U8:

@@ -30,8 +30,8 @@ class RealtimeState:
 def enter_realtime(priority: int, lock_memory: bool) -> RealtimeState:
     """Put the calling thread under SCHED_FIFO and the process's memory in RAM, as asked.
 
-    priority: 1 to 99, 0 for the ordinary scheduler. Threads that are started later by this one
-    are as it is. Never raises: the robot is as safe without, and diagnostics say so.
+    priority: 1 to 99, 0 for the ordinary scheduler. Threads and processes that are started
+    later are ordinary ones. Never raises: the robot is as safe without, and diagnostics say so.
     """
     refusals = []
     scheduler, locked = "ordinary", False
@@ -50,7 +50,8 @@ def _set_fifo(priority: int) -> str:
     if not hasattr(os, "sched_setscheduler"):
         return "realtime_priority wants Linux: this system has no SCHED_FIFO"
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(priority))
     except PermissionError:
         return (
             f"realtime_priority {priority} is not permitted: allow it with `rtprio {priority}` for "

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from thor_policy_ros.model.config import PolicyConfig
+from thor_policy_ros.model.transforms import resize_with_pad
 from thor_policy_ros.runtime.engine_difference import (
     THRESHOLDS,
     Difference,
@@ -26,11 +28,25 @@ from thor_policy_ros.runtime.engine_difference import (
     difference,
 )
 from thor_policy_ros.runtime.prefix_keeper import Policy
-from thor_policy_ros.runtime.verification_inputs import EngineInputs, engine_inputs
-from thor_policy_ros.types import F32, Observation, PrefixKV, Verification, VerificationFailedError
+from thor_policy_ros.runtime.verification_inputs import (
+    EngineInputs,
+    engine_inputs,
+    synthetic_observations,
+)
+from thor_policy_ros.types import (
+    F32,
+    U8,
+    Observation,
+    PrefixKV,
+    Verification,
+    VerificationFailedError,
+)
 
 REFERENCE_BACKEND = "pytorch"
 REFERENCE_DTYPE = "float32"
+LARGEST_FRAMES_ERROR = 1e-3
+"""Of keys, relative. Pixels are the same to the bit and engines repeat themselves, but perhaps for
+rounding; another camera's image, or none, is off by far more."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +217,39 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def camera_frames_refusal(policy: Policy) -> str:
+    """Why an engine that resizes camera frames itself must not be used: they give another prefix
+    than the same frames resized by Pillow. '' where they do not, or the engine takes none.
+
+    Frames of usual sizes go through every prefix slot, which also takes the memory they need.
+    """
+    if not getattr(policy.backend, "resizes_frames", False):
+        return ""
+    (plain,) = synthetic_observations(policy.config, 1)
+    seen = replace(plain, images=_camera_sized(policy.config))
+    size = policy.config.model.vision.image_size
+    small = {slot: resize_with_pad(image, size) for slot, image in seen.images.items()}
+    twice = engine_inputs(policy.preprocess, policy.config, [seen, seen])
+    resized = engine_inputs(policy.preprocess, policy.config, [replace(seen, images=small)])
+    *found, wanted = (frame.keys for frame in _run_all(policy, (*twice, *resized)))
+    error = max(float(np.linalg.norm(keys - wanted)) for keys in found) / np.linalg.norm(wanted)
+    if error <= LARGEST_FRAMES_ERROR:
+        return ""
+    return (
+        f"camera frames resized by the engine give keys that are {error:.2g} off those of Pillow's"
+        f" images, wanted at most {LARGEST_FRAMES_ERROR:g}"
+    )
+
+
+def _camera_sized(config: PolicyConfig) -> dict[str, U8]:
+    """Random pixels of other sizes for each camera, the first as VGA has them."""
+    random = np.random.default_rng(0)
+    return {
+        slot: random.integers(0, 256, (480, 640 + 32 * place, 3), np.uint8)
+        for place, slot in enumerate(config.camera_slots)
+    }
 
 
 def with_seconds(result: Verification, seconds: float) -> Verification:

@@ -66,7 +66,7 @@ def test_camera_frames_become_what_pillow_makes_of_them(triton_ops: Ops) -> None
     assert backend.resizes_frames and fused_frames.WHAT in backend.notes
     cameras, _, size, _ = inputs.images.shape
     unsized = np.zeros((cameras, 3, 0, 0), np.uint8)
-    growing = [(size + 3, size), (size, size), (2 * size, 3 * size)]
+    growing = [(size, size + 3), (size, size), (2 * size, 3 * size)]
     for sizes in ([growing[0], None, growing[1]], [None, growing[2], growing[0]]):
         frames = frames_of(*(sizes * cameras)[:cameras])
         mask = np.array([frame is not None for frame in frames])
@@ -74,6 +74,14 @@ def test_camera_frames_become_what_pillow_makes_of_them(triton_ops: Ops) -> None
         found = backend.prefill(given, 0.0).keys.clone()
         wanted = replace(inputs, image_mask=mask, images=resized(frames, size))
         assert torch.equal(found, backend.prefill(wanted, 0.0).keys)
+
+
+def test_a_frame_that_is_missing_is_said(triton_ops: Ops) -> None:
+    backend, inputs = engine(triton_ops), toy_model_inputs()
+    unsized = np.zeros((*inputs.images.shape[:2], 0, 0), np.uint8)
+    frames = (None, *frames_of(*[(9, 9)] * (len(unsized) - 1)))
+    with pytest.raises(ValueError, match=r"wanted a frame of each of \d cameras, got \d"):
+        backend.prefill(replace(inputs, images=unsized, frames=frames), 0.0)
 
 
 def test_ops_that_resize_otherwise_than_pillow_are_not_trusted(

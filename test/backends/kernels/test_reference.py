@@ -158,7 +158,18 @@ def test_values_behind_the_valid_length_are_not_seen_even_if_they_are_nan() -> N
     torch.testing.assert_close(got, wanted.transpose(0, 1).flatten(1), **CLOSE)
 
 
-SIZES = [(480, 640), (720, 1280), (224, 224), (100, 37), (224, 500), (31, 224), (256, 256)]
+SIZES = [
+    (480, 640),
+    (720, 1280),
+    (224, 224),
+    (37, 100),
+    (224, 500),
+    (31, 224),
+    (256, 256),
+    (9, 640),
+]
+SIZES += [(1080, 1920), (223, 224), (225, 226)]
+"""None taller than wide, as frames that engines get."""
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)

@@ -65,7 +65,7 @@ def resize_image(target: KernelTarget, image: Tensor, taps: ResizeTaps, out: Ten
     """`Ops.resize_image`."""
     require_contiguous(image=image, out=out)
     taps.require_sizes(image, out)
-    rows = 1 if target.device.type == "cuda" else ROWS_INTERPRETED
+    rows = ROWS_INTERPRETED if target.device.type == "cpu" else 1
     target.launch(
         resize_image_kernel,
         (ceil_div(taps.size, rows), 3),
