@@ -1,4 +1,4 @@
-"""Whether kernels made for Hopper run on a device: what they lack there, and what a trial said."""
+"""Whether kernels that another may stand in for run on a device: what lacks, what a trial said."""
 
 from __future__ import annotations
 
