@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -126,3 +127,41 @@ def test_an_ended_thread_takes_no_job() -> None:
     assert thread.join(PATIENCE_S) and done.result(0) == 1
     with pytest.raises(RuntimeError, match="make a new one"):
         thread.call(lambda: 2)
+
+
+def test_paced_it_ticks_by_itself_and_counts_what_a_frame_overtook(thread: InferenceThread) -> None:
+    """Due times lie on a grid; a frame of 3.5 periods makes 3 of them missed."""
+    served = Served()
+    thread.run_on_ticks(served).result(PATIENCE_S)
+    period_s, begun_s = 0.05, time.perf_counter()
+    thread.pace(period_s)
+    served.wait_begun()
+    first = served.ticks[0]
+    assert (first.number, first.missed) == (1, 0)
+    assert 0.0 <= first.at_s - begun_s - period_s < 0.02
+    late_s = first.at_s + 3.5 * period_s - time.perf_counter()
+    time.sleep(max(late_s, 0.0))
+    served.gate.release()
+    served.wait_begun()
+    second = served.ticks[1]
+    assert second.missed >= 2 and second.number == second.missed + 2
+    assert second.at_s == pytest.approx(first.at_s + (second.number - 1) * period_s, abs=1e-9)
+    thread.pace(None)
+    served.gate.release()
+    time.sleep(3 * period_s)
+    assert len(served.ticks) == 2, "none comes by itself any more"
+    thread.stop_ticks().result(PATIENCE_S)
+
+
+def test_paced_without_anyone_to_serve_it_counts_from_when_there_is(
+    thread: InferenceThread,
+) -> None:
+    thread.pace(0.01)
+    time.sleep(0.05)
+    served = Served()
+    thread.run_on_ticks(served).result(PATIENCE_S)
+    served.wait_begun()
+    assert served.ticks[0].number - served.ticks[0].missed == 1
+    thread.pace(None)
+    served.gate.release()
+    thread.stop_ticks().result(PATIENCE_S)

@@ -8,6 +8,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from thor_policy_ros.ros.chunk_executor_node import ChunkExecutorNode
+from thor_policy_ros.ros.frame_ticks import FrameTicks
 from thor_policy_ros.ros.policy_node import PolicyNode
 from thor_policy_ros.ros.tick_clock import tick_clock
 
@@ -31,12 +32,45 @@ def test_ticks_follow_the_simulation_or_else_the_steady_clock(simulated: bool) -
         node.destroy_node()
 
 
-def test_the_policy_is_paced_by_it() -> None:
+def test_nothing_of_the_policy_waits_for_a_clock_that_is_set() -> None:
     node = PolicyNode()
     try:
-        node._restart_timer()
         paces = [timer.clock.clock_type for timer in node.timers]
-        assert paces == [ClockType.STEADY_TIME] * 3, "ticks, diagnostics, heartbeat"
+        assert paces == [ClockType.STEADY_TIME] * 2, "diagnostics, heartbeat"
+    finally:
+        node.destroy_node()
+
+
+class Paced:
+    """An inference thread's ticks."""
+
+    def __init__(self) -> None:
+        self.periods: list[float | None] = []
+        self.ticks: list[float] = []
+
+    def pace(self, period_s: float | None) -> None:
+        self.periods.append(period_s)
+
+    def tick(self, now_s: float) -> None:
+        self.ticks.append(now_s)
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_frames_follow_the_simulation_or_else_their_own_thread(simulated: bool) -> None:
+    node = Node("paced", parameter_overrides=[Parameter("use_sim_time", value=simulated)])
+    thread = Paced()
+    try:
+        ticks = FrameTicks(node, thread)  # type: ignore[arg-type]
+        ticks.start(20.0)
+        ticks.start(10.0)
+        timers = [(t.clock.clock_type, t.timer_period_ns) for t in node.timers]
+        assert timers == ([(ClockType.ROS_TIME, 100_000_000)] if simulated else [])
+        assert thread.periods == [None, None] if simulated else [None, 0.05, None, 0.1]
+        for timer in node.timers:
+            timer.callback()
+        assert len(thread.ticks) == simulated
+        ticks.stop()
+        assert not list(node.timers) and thread.periods[-1] is None
     finally:
         node.destroy_node()
 

@@ -19,7 +19,7 @@ class Tick:
     """One tick to serve.
 
     number: since `run_on_ticks`, from 1. missed: ticks before it that were never served.
-    at_s: when it came, on the clock of the caller of `InferenceThread.tick`.
+    at_s: when it came, on the clock of the caller of `InferenceThread.tick`, or when it was due.
     """
 
     number: int
@@ -34,8 +34,8 @@ class InferenceThread:
     """Runs jobs in the order they were given, and between them the newest tick.
 
     A tick that comes while a frame is computed is served at once afterwards, with the inputs of
-    that moment; ticks that were overtaken count as missed. All methods return at once; they
-    may be called from any thread.
+    that moment; ticks that were overtaken count as missed. Ticks come by `tick`, or by themselves
+    (`pace`). All methods return at once; they may be called from any thread.
     """
 
     def __init__(self, name: str, on_failure: Callable[[BaseException], None]) -> None:
@@ -47,6 +47,8 @@ class InferenceThread:
         self._ticks = 0
         self._served = 0
         self._ticked_at_s = 0.0
+        self._period_s: float | None = None
+        self._due_s = 0.0
         self._ended = False
         self.serving_since_s: float | None = None
         """When the frame now computed was begun, by `time.perf_counter`; None between frames."""
@@ -69,6 +71,14 @@ class InferenceThread:
         with self._changed:
             self._ticks += 1
             self._ticked_at_s = now_s
+            self._changed.notify()
+
+    def pace(self, period_s: float | None) -> None:
+        """Ticks come by themselves from now on, one each period of `time.perf_counter`, the first
+        after one; None: no more but by `tick`."""
+        with self._changed:
+            self._period_s = period_s
+            self._due_s = time.perf_counter() + (period_s or 0.0)
             self._changed.notify()
 
     def run_on_ticks(self, on_tick: OnTick) -> Future[None]:
@@ -98,7 +108,8 @@ class InferenceThread:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(self._has_work)
+                while not self._has_work():
+                    self._changed.wait(self._until_due_s())
                 if self._jobs:
                     work = partial(_run_job, *self._jobs.popleft())
                 elif self._ended:
@@ -109,8 +120,25 @@ class InferenceThread:
             del work  # with its future's result or error, which may hold a model
 
     def _has_work(self) -> bool:
+        self._count_due()
         ticking = self._on_tick is not None and self._ticks > self._served
         return bool(self._jobs) or self._ended or ticking
+
+    def _count_due(self) -> None:
+        """The ticks that came by themselves; the newest is the one to serve."""
+        if self._period_s is None:
+            return
+        late_s = time.perf_counter() - self._due_s
+        if late_s >= 0:
+            before = int(late_s / self._period_s)
+            self._ticks += 1 + before
+            self._ticked_at_s = self._due_s + before * self._period_s
+            self._due_s = self._ticked_at_s + self._period_s
+
+    def _until_due_s(self) -> float | None:
+        if self._period_s is None or self._on_tick is None:
+            return None
+        return max(0.0, self._due_s - time.perf_counter())
 
     def _take_tick(self) -> Tick:
         missed = self._ticks - self._served - 1

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.timer import Timer
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
@@ -36,6 +35,7 @@ from thor_policy_ros.ros.frame_loop import (
     FrameStatistics,
     PolicyFacts,
 )
+from thor_policy_ros.ros.frame_ticks import FrameTicks
 from thor_policy_ros.ros.inference_thread import InferenceThread
 from thor_policy_ros.ros.inputs import LATCHED, PolicyInputs
 from thor_policy_ros.ros.instruction import Instruction
@@ -72,7 +72,6 @@ from thor_policy_ros.ros.smooth_motion_parameters import (
     chunking_rules,
     injected_latency,
 )
-from thor_policy_ros.ros.tick_clock import tick_clock
 from thor_policy_ros.ros.verified_loading import (
     LoadedPolicy,
     LoadRequest,
@@ -118,7 +117,7 @@ class PolicyNode(RecoveringNode):
         self._chunking = RealTimeChunking(chunking_rules(self.parameters))
         self._hops = FrameHops()
         self._realtime = RealtimeState()
-        self._timer: Timer | None = None
+        self._ticks: FrameTicks | None = None  # while active
         self._chunks = self.create_lifecycle_publisher(ActionChunk, "~/action_chunk", RELIABLE)
         self._latencies = self.create_lifecycle_publisher(FrameLatency, "~/frame_latency", RELIABLE)
         self._used = self.create_lifecycle_publisher(FrameInputs, "~/frame_inputs", RELIABLE)
@@ -160,7 +159,8 @@ class PolicyNode(RecoveringNode):
             self.get_logger().warning(refusal)
         await finished_elsewhere(self.executor, self._thread.call(self._loop.begin))
         self._thread.run_on_ticks(self._loop.on_tick)
-        self._restart_timer()
+        self._ticks = FrameTicks(self, self._thread)
+        self._ticks.start(self.parameters["control_rate_hz"])
 
     async def do_deactivate(self) -> None:
         await self._stop()
@@ -266,9 +266,9 @@ class PolicyNode(RecoveringNode):
 
     async def _stop(self) -> None:
         """No tick after this; the frame being computed is finished, and not published."""
-        if self._timer is not None:
-            self.destroy_timer(self._timer)
-            self._timer = None
+        if self._ticks is not None:
+            self._ticks.stop()
+            self._ticks = None
         if self._loop is not None:
             self._loop.discard()
         if self._thread is not None:
@@ -306,16 +306,6 @@ class PolicyNode(RecoveringNode):
 
     def inputs(self, message: FrameInputs) -> None:
         self._used.publish(message)
-
-    def _restart_timer(self) -> None:
-        if self._timer is not None:
-            self.destroy_timer(self._timer)
-        period_s = 1.0 / self.parameters["control_rate_hz"]
-        self._timer = self.create_timer(period_s, self._on_timer, clock=tick_clock(self))
-
-    def _on_timer(self) -> None:
-        if self._thread is not None:
-            self._thread.tick(time.perf_counter())
 
     def _on_feedback(self, message: ChunkFeedback) -> None:
         """The executor's word of when the robot began to move by a chunk."""
@@ -386,8 +376,8 @@ class PolicyNode(RecoveringNode):
             self._frames.max_age_s = self.parameters["max_input_age_s"]
             self._frames.max_skew_s = self.parameters["max_input_skew_s"]
             self._judge_frozen(self._frames)
-        if "control_rate_hz" in changed and self._timer is not None:
-            self._restart_timer()
+        if "control_rate_hz" in changed and self._ticks is not None:
+            self._ticks.start(changed["control_rate_hz"])
 
     # Reports
 
