@@ -11,7 +11,6 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
-from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -28,10 +27,9 @@ ACQUAINTANCE_S = 0.2
 class Probe(Node):
     """Spins only inside `wait`. Use as a context manager."""
 
-    def __init__(self, name: str = "probe", context: Context | None = None) -> None:
-        """context: of a participant of its own; None for the one that all tests share."""
-        super().__init__(name, context=context)
-        self._spinner = SingleThreadedExecutor(context=context)
+    def __init__(self, name: str = "probe") -> None:
+        super().__init__(name)
+        self._spinner = SingleThreadedExecutor()
         self._spinner.add_node(self)
         self.diagnostics: dict[str, DiagnosticStatus] = {}
         self._known: dict[str, Any] = {}
