@@ -36,13 +36,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fused_cameras import frames_from_cameras
 from fused_targets import print_table, table_of
 
 ROOT = Path(__file__).parents[1]
 TOY = ROOT / "test" / "data" / "golden" / "pi05_toy"
 SAID_LAST = 4000
 INPUTS, CAMERAS, PROMPT_TOKENS = 64, 2, 20
-CAMERA_SIZES = ((224, 224), (480, 640), (720, 1280))
 ENGINES = ("pytorch", "torch_graphs", "fused_serial", "fused_single", "fused", "fused_fp8")
 
 
@@ -372,42 +372,11 @@ def quantiles(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 def cameras(arguments: argparse.Namespace) -> dict[str, Any]:
     """From camera images to actions, ms: the whole, and the host's making of the model's inputs."""
-    import numpy as np
-
-    from thor_policy_ros.model.transforms import resized, within_reach
-
-    subject = subject_of(arguments)
-    inputs, noise = subject.inputs(0), subject.noise(0)
-    size, random, results = subject.config.vision.image_size, np.random.default_rng(0), {}
-
-    def from_pillow(frames: Any) -> Any:
-        return replace(inputs, images=resized(frames, size))
-
-    def from_frames(frames: Any) -> Any:
-        unsized = np.zeros((*inputs.images.shape[:2], 0, 0), np.uint8)
-        return replace(inputs, images=unsized, frames=within_reach(frames))
-
     with closing(made("fused", arguments)) as backend:
         backend.warmup()
-        ways = {"pillow": from_pillow, "engine": from_frames}
-        if not backend.resizes_frames:
-            ways.pop("engine")
-        for height, width in CAMERA_SIZES:
-            shot = [random.integers(0, 256, (height, width, 3), np.uint8) for _ in range(CAMERAS)]
-            frames = [shot[i] if seen else None for i, seen in enumerate(inputs.image_mask)]
-            rows: list[dict[str, float]] = []
-            for _ in range(arguments.frames):
-                row, actions = {}, []
-                for name, make in ways.items():
-                    begun = time.perf_counter()
-                    given = make(frames)
-                    row[f"{name}, inputs"] = (time.perf_counter() - begun) * 1e3
-                    actions.append(backend.denoise(backend.prefill(given, 0.0), noise, 10))
-                    row[f"{name}, frame"] = (time.perf_counter() - begun) * 1e3
-                    assert np.array_equal(actions[0], actions[-1]), "not the same to the bit"
-                rows.append(row)
-            results[f"{CAMERAS} of {height}x{width}"] = quantiles(rows)
-        return {"notes": list(backend.notes), "ms": results}
+        rows = frames_from_cameras(backend, subject_of(arguments), arguments.frames)
+        ms = {size: quantiles(found) for size, found in rows.items()}
+        return {"notes": list(backend.notes), "ms": ms}
 
 
 def profile(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -190,19 +190,19 @@ class FusedBackend:
         stack, stack_note = None, ""
         if execution.make_stack is not None:
             stack, stack_note = execution.make_stack(model)
-        frames_note = self._try_frames() if execution.in_place else ""
-        self.resizes_frames = frames_note == WHAT
+        self.resizes_frames, frames_note = self._try_frames()
         more = filter(None, (stack_note, frames_note))
         self.notes = (*notes, *self._tools.notes, *more)
         expert = Expert(execution.make_tools().ops, model.expert, stack)
         self._step_counts = execution.step_counts if stack is None else STACK_STEP_COUNTS
         self._denoiser = Denoiser(model, expert, self._denoise_programs, self._step_counts)
 
-    def _try_frames(self) -> str:
-        """Who resizes camera frames, for the notes."""
-        size = self._config.vision.image_size
-        lacks = frames_refused(self._tools.ops, size, self.device)
-        return f"camera frames resized by Pillow: {lacks}" if lacks else WHAT
+    def _try_frames(self) -> tuple[bool, str]:
+        """Whether the engine resizes camera frames, and what the notes say of it."""
+        if not self._execution.in_place:
+            return False, ""
+        lacks = frames_refused(self._tools.ops, self._config.vision.image_size, self.device)
+        return not lacks, f"camera frames resized by Pillow: {lacks}" if lacks else WHAT
 
     @property
     def prefix_slots(self) -> int:

@@ -186,7 +186,6 @@ def _tried(
 ) -> Verification:
     """The verification of a policy that may be used; else ValueError or its like."""
     from thor_policy_ros.runtime.unified_policy import InferenceRefusedError
-    from thor_policy_ros.runtime.verification import camera_frames_refusal
 
     say("warming up")
     policy.warmup()
@@ -197,10 +196,9 @@ def _tried(
             write_report(Path(request.report_dir), request, verification)
         except OSError as error:
             say(f"the verification report is not written: {error}")
-    reason = verification.reason if not verification.ok else camera_frames_refusal(policy)
-    if reason:
+    if not verification.ok:
         raise VerificationFailedError(
-            f"backend {request.backend!r} failed its verification: {reason}"
+            f"backend {request.backend!r} failed its verification: {verification.reason}"
         )
     try:
         policy.infer(blank_observation(policy.config), num_steps=request.num_steps)

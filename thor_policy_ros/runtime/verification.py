@@ -98,7 +98,8 @@ def reference_frames(
 def verify_frames(
     policy: Policy, frames: Sequence[ReferenceFrame], thresholds: Thresholds | None = None
 ) -> Verification:
-    """Compares the policy's engine with what the reference made. See `verify_backend_engine`."""
+    """Compares the policy's engine with what the reference made, and where the engine resizes
+    camera frames itself, those with Pillow's images. See `verify_backend_engine`."""
     if not frames:
         raise ValueError("a verification wants at least 1 observation, got none")
     bounds = thresholds or THRESHOLDS[precision_of(policy)]
@@ -106,7 +107,9 @@ def verify_frames(
         difference(ours, made.frame, _ranges(policy, made.given), bounds)
         for ours, made in zip(_run_all(policy, [m.given for m in frames]), frames, strict=True)
     ]
-    return _summary(policy, frames, found, bounds)
+    result = _summary(policy, frames, found, bounds)
+    refusal = _camera_frames_refusal(policy) if result.ok else ""
+    return replace(result, ok=False, reason=refusal) if refusal else result
 
 
 def precision_of(policy: Policy) -> str:
@@ -219,7 +222,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def camera_frames_refusal(policy: Policy) -> str:
+def _camera_frames_refusal(policy: Policy) -> str:
     """Why an engine that resizes camera frames itself must not be used: they give another prefix
     than the same frames resized by Pillow. '' where they do not, or the engine takes none.
 
